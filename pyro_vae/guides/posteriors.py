@@ -136,7 +136,7 @@ _Value: TypeAlias = tuple[Tensor, Tensor | None]
 class SitesPosterior(Posterior):
     """The posterior of independent data, given by a distribution for each latent site.
 
-    Draws of a site with a constrained support carry no gradient.
+    Draws of a site with a constrained support may carry no gradient.
 
     Arguments:
         program: The model.
