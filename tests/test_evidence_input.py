@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -214,3 +215,32 @@ def test_bad_sizes(call: Callable[[], Any], message: str) -> None:
     """An error needs two draws, and a budget something to spend."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def rates(y: Tensor, x: Tensor) -> None:
+    """Counts, the rate of which depends on a covariate: torch keeps both for a gradient."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Poisson((z * x).exp()), obs=y)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [pv.Tightest(), pv.ImportanceSampling(500, proposal=pv.Fitted()), pv.Quadrature()],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_inference_mode_changes_nothing(estimator: Any, tmp_path: Path) -> None:
+    """The mode of the caller, of the data and of what is loaded: the same numbers as without."""
+    data = torch.tensor([1.0, 3.0, 0.0]), torch.tensor([1.0, 0.5, 2.0])
+    guide = pv.Guide(rates, pv.GlobalParameters(), pv.FullRankNormal(), example=data)
+    plain = pv.log_marginal_likelihood(rates, guide, data, estimator)
+    pv.save(tmp_path / "saved", model=layered_vae(pv.likelihoods.Gaussian())[0])
+    with torch.inference_mode():
+        y, x = (part * 1.0 for part in data)
+        again = pv.log_marginal_likelihood(rates, guide, (y, x), estimator)
+        assert torch.is_inference_mode_enabled()
+        gap = pv.inference_gap(rates, guide, (y, x), num_samples=50)
+        model = pv.load(tmp_path / "saved").model
+    torch.testing.assert_close(again.value, plain.value, rtol=0, atol=1e-9)
+    assert gap.log_marginal.reliable.all()
+    assert not any(part.is_inference() for part in model.parameters())

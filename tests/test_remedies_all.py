@@ -28,6 +28,7 @@ ELSEWHERE = {
     "pass a few rows of data": "test_remedies: global sites and examples",
     "no latent is left to draw or fit": "test_remedies: discrete latents",
     "TraceEnum_ELBO needs a program": "test_remedies: enumeration by Pyro",
+    "create the model and the guide before this block": "test_training: of inference mode",
     "and may never end": "test_remedies_programs: a loop without an end",
     "sum over discrete sites must leave": "internal",
     "a folder that torch can create": "test_training_failures: another folder",

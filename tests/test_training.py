@@ -445,6 +445,16 @@ def test_gradients_are_switched_on(mode: Any) -> None:
     assert not torch.equal(model.decoder.weight, before)
 
 
+def test_parameters_of_inference_mode_are_refused() -> None:
+    """Torch differentiates nothing by them; data of that mode are copied."""
+    with torch.inference_mode():
+        net, y = nn.Linear(2, 3), data() * 1.0
+    with pytest.raises(ValueError, match=r"'decoder\.weight' was created in torch\.inference_mode"):
+        pv.models.VAE(net, pv.likelihoods.Gaussian(), latent_dim=2)
+    model, guide = small()
+    fit(model, guide, y, num_epochs=1)
+
+
 def test_a_last_batch_of_one_row() -> None:
     """Layers that take the spread over a batch have it join the one before; others see it alone."""
     sizes: list[int] = []

@@ -225,7 +225,8 @@ def device_of(*programs: ProgramLike) -> torch.device:
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
     """Puts programs into evaluation mode inside the block, and hides them from outer handlers.
 
-    Inside the block the programs do not change Pyro's parameter store, and autocast is off.
+    Inside the block the programs do not change Pyro's parameter store, and autocast and torch's
+    inference mode are off.
     """
     modules = [module for program in programs for module in modules_of(program)]
     require_values(modules)
@@ -235,7 +236,7 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
         try:
             for module in modes:
                 module.training = False
-            with local_parameters(*programs), poutine.block(), _without_autocast():
+            with local_parameters(*programs), poutine.block(), _without_autocast(), recording():
                 yield
         finally:
             for module, mode in modes.items():
@@ -243,7 +244,9 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
 
 
 def require_values(modules: Iterable[nn.Module]) -> None:
-    """Refuses parameters of lazy modules, which have no values before the module's first call.
+    """Refuses parameters without values, and parameters that can take no part in a gradient.
+
+    Parameters of lazy modules have no values before the module's first call.
 
     Raises:
         ValueError: If there is such a parameter; the message names it.
@@ -254,6 +257,11 @@ def require_values(modules: Iterable[nn.Module]) -> None:
                 raise ValueError(
                     f"parameter '{name}' of a lazy module has no values before the first call of "
                     "the module: call this net once, as in net(torch.zeros(2, num_inputs))"
+                )
+            if parameter.is_inference():
+                raise ValueError(
+                    f"parameter '{name}' was created in torch.inference_mode, so nothing can be "
+                    "differentiated: create the model and the guide before this block"
                 )
 
 
@@ -295,6 +303,16 @@ def import_compiler() -> None:
         finally:
             os.environ.pop(_CACHE)
             os.environ.update({} if before is None else {_CACHE: before})
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Turns off the caller's inference mode, whose tensors can take no part in a gradient."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(mode=False), torch.no_grad():  # the former alone turns gradients on
+        yield
 
 
 @contextmanager
@@ -384,7 +402,7 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
         ValueError: If a tensor has no rows or no values, or the numbers of rows differ.
     """
     parts = data if isinstance(data, tuple) else (data,)
-    with naming(argument):
+    with naming(argument), recording():
         require_arrays(parts)
         batch = tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
         check_rows(batch)
@@ -425,6 +443,8 @@ def _as_tensor(part: Any, index: int) -> Tensor:
             "with y.to_dense(), a nested tensor with y.to_padded_tensor(float('nan')), or a "
             "quantized tensor with y.dequantize()"
         )
+    if part.is_inference():
+        return part.clone()  # a tensor of inference mode can take no part in a gradient
     return part.detach()  # otherwise training would change the data too
 
 

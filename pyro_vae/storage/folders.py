@@ -158,6 +158,7 @@ def _of_store(programs: Iterable[ProgramLike]) -> tuple[dict[str, Any], bytes]:
     )
 
 
+@torch.inference_mode(mode=False)  # otherwise the loaded parameters could not be trained
 def load(
     folder: str | Path,
     *,
