@@ -17,14 +17,14 @@ from ..programs.traces import repeat_rows
 from ..randomness import undisturbed
 from ..results import join
 
-_MEMORY = 256.0  # MiB of the program's intermediate results
+_MEMORY = 256.0  # mebibytes for a program's intermediate results
 
 
 def data_axes(program: Program, batch: Batch) -> dict[str, int]:
-    """Returns the axis of data of every deterministic site that has a value per datum, by name.
+    """Returns, by name, the axis of data of every deterministic site with a value per datum.
 
-    There are none if discrete latents are summed out: the sites may depend on their values, which
-    are unknown.
+    If discrete latents are summed out, no site is returned, because deterministic sites may depend
+    on the unknown values of these latents.
     """
     if program.structure.enumerated:
         return {}
@@ -55,11 +55,10 @@ def deterministic(
     flat, parts = z.flatten(0, 1), []
     row = torch.arange(rows, device=z.device).repeat(draws)
     for piece in slices(len(flat), rows_at_once(program, batch, _MEMORY)):
-        values, _ = program.constrain(flat[piece])
-        with pyro.validation_enabled(is_validate=False), undisturbed():  # draws can round to edges
-            run = program.run(
-                take_rows(batch, row[piece]), values, program.unconstrained(flat[piece])
-            )
-        values = run.deterministic
+        latents, _ = program.constrain(flat[piece])
+        part = take_rows(batch, row[piece])
+        # Without validation: a draw may be rounded to the edge of its support.
+        with pyro.validation_enabled(is_validate=False), undisturbed():
+            values = program.run(part, latents, program.unconstrained(flat[piece])).deterministic
         parts.append({name: values[name].movedim(axis, 0) for name, axis in axes.items()})
     return {name: value.unflatten(0, (draws, rows)) for name, value in join(parts).items()}

@@ -17,7 +17,7 @@ both versions; only the container of the groups differs.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias
 
@@ -105,33 +105,27 @@ def _dataset(
     coords: Mapping[str, NDArray[Any]],
     attrs: Attributes,
 ) -> Any:
-    chained = {name: _with_chain(variable) for name, variable in variables.items()}
+    """Returns the arrays of one group as an `xarray.Dataset`, with the axis `chain`."""
+    chained = {
+        name: Labelled(values[None], ("chain", *dims)) if dims[:1] == ("draw",) else variable
+        for name, variable in variables.items()
+        for values, dims in [variable]
+    }
     _check(group, chained)
+    lengths = {
+        dim: length
+        for values, dims in chained.values()
+        for dim, length in zip(dims, values.shape, strict=True)
+    }
     return import_module("xarray").Dataset(
         {name: (dims, values) for name, (values, dims) in chained.items()},
-        coords=_coordinates(chained.values(), coords),
+        coords={dim: coords.get(dim, np.arange(length)) for dim, length in lengths.items()},
         attrs=dict(attrs),
     )
 
 
-def _with_chain(variable: Labelled) -> Labelled:
-    values, dims = variable
-    return Labelled(values[None], ("chain", *dims)) if dims[:1] == ("draw",) else variable
-
-
-def _coordinates(
-    variables: Iterable[Labelled], coords: Mapping[str, NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """Returns the labels of every axis of a group, by the name of the axis."""
-    lengths = {
-        dim: length
-        for values, dims in variables
-        for dim, length in zip(dims, values.shape, strict=True)
-    }
-    return {dim: coords.get(dim, np.arange(length)) for dim, length in lengths.items()}
-
-
 def _check(group: str, variables: Mapping[str, Labelled]) -> None:
+    """Refuses arrays with a wrong number of axis names, or with the name of an axis."""
     axes = {dim for variable in variables.values() for dim in variable.dims}
     for name, (values, dims) in variables.items():
         if values.ndim != len(dims):
@@ -148,6 +142,7 @@ def _check(group: str, variables: Mapping[str, Labelled]) -> None:
 
 
 def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
+    """Returns an `xarray.DataTree` under ArviZ 1.x, and an `arviz.InferenceData` under 0.23."""
     if arviz_generation() >= 1:
         tree = import_module("xarray").DataTree.from_dict(datasets)
         tree.attrs.update(attrs)
@@ -159,7 +154,7 @@ def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
 
 
 _PREDICTIVE_BYTES = 2**28  # size of simulated data, if no number of draws is given
-_TRIED = 4  # rows on which it is tested whether a program can be simulated
+_TRIED = 4  # number of rows with which a program is simulated as a check
 
 _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
@@ -395,16 +390,18 @@ def _simulation(
     batch: Batch,
     row: int,
     key: int,
-    drawn: Tensor | int,
+    latents: Tensor | int,
     axes: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Simulates one datum many times, from given latents `(draws, latents)` or from prior draws.
+    """Simulates the datum at `row` of the batch many times.
+
+    `latents` are the latents to use, `(draws, latents)`, or the number of draws from the prior.
 
     Returns the values of latent and observed sites by name, `(draws, *site)`. With `axes`, the
     axis of data of deterministic sites by name, the values of these sites are returned, too.
     """
-    draws = drawn if isinstance(drawn, int) else len(drawn)
-    values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
+    draws = latents if isinstance(latents, int) else len(latents)
+    values = {} if isinstance(latents, int) else program.constrain(latents)[0]
     seeded(key)
     run = program.run_forward(repeat_rows(take_rows(batch, slice(row, row + 1)), draws), values)
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
@@ -416,39 +413,39 @@ def _simulation(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """Decides how many predictive draws to make: as requested, or as many as fit into memory."""
+    """Decides how many draws of data to make: as requested, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
             f"`num_predictive_samples` must be at most num_samples={num_samples}, because every "
             f"predictive draw uses a draw of z; got {predictive}: pass a larger `num_samples`"
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
-    no_prior = _why_not(program, batch)
+    why_no_prior = why_no_predictive = _why_not_simulated(program, batch)
     summed = list(program.structure.enumerated)
-    no_draws = (
-        f"the discrete sites {summed} are summed out, so they are not drawn" if summed else ""
-    )
-    no_predictive = no_prior or no_draws
+    if summed and not why_no_prior:
+        why_no_predictive = f"the discrete sites {summed} are summed out, so they are not drawn"
     return _Sizes(
-        _num_draws(predictive, affordable, "predictive", no_predictive),
-        _num_draws(prior, affordable if predictive is None else predictive, "prior", no_prior),
-        no_predictive,
+        _num_draws(predictive, affordable, "predictive", why_no_predictive),
+        _num_draws(prior, affordable if predictive is None else predictive, "prior", why_no_prior),
+        why_no_predictive,
     )
 
 
-def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
-    if asked is None:
+def _num_draws(requested: int | None, default: int, kind: str, why_not: str) -> int:
+    """Returns the number of draws of a kind; if `why_not` is not empty, they are impossible."""
+    if requested is None:
         return 0 if why_not else default
-    if asked < 0:
-        raise ValueError(f"`num_{name}_samples` must be at least 0; got {asked}")
-    if asked and why_not:
+    if requested < 0:
+        raise ValueError(f"`num_{kind}_samples` must be at least 0; got {requested}")
+    if requested and why_not:
         raise ValueError(
-            f"num_{name}_samples={asked} is not possible: {why_not}. Omit the argument, or pass 0"
+            f"num_{kind}_samples={requested} is not possible: {why_not}. Omit the argument, or "
+            "pass 0"
         )
-    return asked
+    return requested
 
 
-def _why_not(program: Program, batch: Batch) -> str:
+def _why_not_simulated(program: Program, batch: Batch) -> str:
     """Says why data cannot be simulated from the program; returns an empty text if they can."""
     try:
         simulate(program, take_rows(batch, slice(_TRIED)), seed=0)
@@ -486,11 +483,13 @@ def observed_label(program: Program) -> str:
 
 
 def _latent_word(program: Program) -> str | None:
+    """Returns "latent" as the name of an axis, if the only latent site is a plain vector."""
     sites = program.latent_sites
     return "latent" if len(sites) == 1 and sites[0].is_plain_vector else None
 
 
 def _observed_word(program: Program) -> str | None:
+    """Returns "feature" as the name of an axis, if there is one observed site."""
     return "feature" if len(program.observed_names) == 1 else None
 
 
@@ -501,22 +500,20 @@ def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """Converts a tensor to an array with the given axis names; NumPy has no bfloat16."""
+    """Converts a tensor to an array with axis names; bfloat16, unknown to NumPy, to float32."""
     plain = values.detach().cpu()
     return Labelled((plain.float() if plain.dtype is torch.bfloat16 else plain).numpy(), dims)
 
 
 def _joined(blocks: list[_Groups]) -> _Groups:
     """Joins blocks of data along the axis `datum`, which every array has."""
-    return {
-        group: {name: _join([block[group][name] for block in blocks]) for name in variables}
-        for group, variables in blocks[0].items()
-    }
-
-
-def _join(parts: list[Labelled]) -> Labelled:
-    dims = parts[0].dims
-    return Labelled(np.concatenate([part.values for part in parts], axis=dims.index("datum")), dims)
+    joined: _Groups = {}
+    for group, variables in blocks[0].items():
+        joined[group] = {}
+        for name, (_, dims) in variables.items():
+            parts = [block[group][name].values for block in blocks]
+            joined[group][name] = Labelled(np.concatenate(parts, dims.index("datum")), dims)
+    return joined
 
 
 def _attributes(

@@ -31,6 +31,7 @@ from ..programs.pieces import take_rows
 from ..programs.traces import retry_unvalidated, total_log_prob
 from ..progress import progress_bar
 from ..randomness import stream
+from ..results import combined
 from .draws import (
     Attributes,
     Labelled,
@@ -136,8 +137,10 @@ def marginal_log_likelihood(
     """
     estimator = ImportanceSampling(1000) if estimator is None else estimator
     with conditioned(model, guide, data, seed) as (program, _, batch):
-        number = num_samples if program.global_sites else 1
-        shared = _shared(program, guide, batch, number, seed)
+        if program.global_sites:
+            shared = draw_globals(program, guide, batch, num_samples, seed)
+        else:
+            shared = [GlobalDraw({}, torch.zeros((), device="cpu"))]
         estimate = partial(_estimate, program, guide, batch, estimator)
         bar = progress_bar(shared, show=progress, desc="draws of global sites")
         draws = [
@@ -148,14 +151,6 @@ def marginal_log_likelihood(
     return build(groups, coords, _attributes(groups, draws, seed))
 
 
-def _shared(
-    program: Program, guide: ProgramLike, batch: Batch, number: int, seed: int
-) -> list[GlobalDraw]:
-    if not program.global_sites:
-        return [GlobalDraw({}, torch.zeros((), device="cpu"))]
-    return draw_globals(program, guide, batch, number, seed)
-
-
 def _estimate(
     program: Program,
     guide: ProgramLike,
@@ -164,11 +159,11 @@ def _estimate(
     shared: GlobalDraw,
     seed: int,
 ) -> _Draw:
-    at = program.given(shared.values, "a draw of their posterior")
-    inference = Inference(at, posterior_of(guide, at, batch), batch)
+    """Estimates log p(y_n | beta) of every datum for one draw of the global sites beta."""
+    given = program.given(shared.values, "a draw of their posterior")
+    inference = Inference(given, posterior_of(guide, given, batch), batch)
     marginal = estimator(inference, seed=seed, progress=False)
-    row = take_rows(batch, slice(1))
-    run = retry_unvalidated(partial(at.run, row))
+    run = retry_unvalidated(partial(given.run, take_rows(batch, slice(1))))
     sites = (run[site.name] for site in program.global_sites)
     log_prior = total_log_prob(sites, torch.zeros((), device="cpu"))  # of the constrained values
     return _Draw(shared, log_prior, marginal)
@@ -177,10 +172,9 @@ def _estimate(
 def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelled]]:
     log_prior = torch.stack([draw.log_prior for draw in draws]).double()
     log_guide = torch.stack([draw.shared.log_guide for draw in draws]).double()
-    value, error, ess, pareto_k = (
-        torch.stack([getattr(draw.marginal, name) for draw in draws])
-        for name in ("value", "error", "ess", "pareto_k")
-    )
+    marginals = [draw.marginal for draw in draws]
+    columns = [(each.value, each.error, each.ess, each.pareto_k) for each in marginals]
+    value, error, ess, pareto_k = combined(columns, torch.stack)  # (draws, data) each
     log_joint = log_prior + value.double().sum(dim=1).to(log_prior.device)
     by_draw = {"log_prior": log_prior, "log_guide": log_guide, "log_joint": log_joint}
     by_datum = {"error": error, "ess": ess, "pareto_k": pareto_k}

@@ -6,8 +6,8 @@ The draws for a datum come from the estimator of log p(y) that was accepted
 - Draws :math:`z_k \sim q`, resampled by the weights :math:`w_k = p(y, z_k) / q(z_k)`. With a
   probability of 0.1 (`prior_share` of the ladder), a draw is from the prior, and otherwise from the
   estimator's proposal. Weights that are good enough for log p(y) can be too uneven for a standard
-  deviation, to which distant draws contribute most. The prior's tails reach as far as the
-  posterior's.
+  deviation, to which distant draws contribute most. The tails of the prior reach as far as those
+  of the posterior.
 - Particles from tempered sequential Monte Carlo or a particle filter. Both methods run several
   independent populations, called islands, which count as chains. The weight :math:`w_k` of a
   particle is its island's estimate of p(y).
@@ -25,16 +25,17 @@ The errors are right only if the draws reach the tails. If a posterior's density
 :math:`|z|`, rare draws that are far away determine s, and a sample without them looks harmless.
 Draws of the prior reach these tails. `python -m tests.trust.moments` compares s with sums over a
 grid. With a Student t prior and likelihood, where the density falls as the power -4.5 to -10, 96
-percent of 358 intervals of 1.96 errors for s cover the truth, and none of these s is off by more
-than five errors. (Without draws of the prior, 76 percent cover, and one s in 36 is off.) In 13
-ordinary programs 95 percent of 779 do, and none is off.
+percent of 358 intervals of 1.96 errors for s cover the truth, and no s is off by more than five
+errors. (Without draws of the prior, 76 percent cover, and one s in 36 is off by more than five
+errors.) In 13 ordinary programs, 95 percent of 779 intervals cover the truth, and no s is off by
+more than five errors.
 
-A datum is in doubt if a few draws dominate an s (:func:`pyro_vae.stats.mean_covers`). In these
-programs this is so for 0.3 and 4 percent of the data. If the density falls as the power -3.5 or -4,
-so that an error would be infinite, it is so for three of four data, and intervals for the others
-cover the truth in about half of the cases. Islands have too few particles to show such tails. There
-an s is in doubt if the log joint shows that the density falls as the power -5.5 or more slowly
-(:mod:`pyro_vae.evidence.power_tails`).
+A datum is in doubt if a few draws dominate an s (:func:`pyro_vae.stats.mean_covers`): 0.3 percent
+of the data with a Student t prior, and 4 percent of the data of ordinary programs. If the density
+falls as the power -3.5 or -4, the error of s would be infinite. Then three of four data are in
+doubt, and the intervals of the other data cover the truth in about half of the cases. Islands have
+too few particles to show such tails. For islands, an s is in doubt if the log joint shows that the
+density falls as the power -5.5 or more slowly (:mod:`pyro_vae.evidence.power_tails`).
 
 A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by its shift
 :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
@@ -76,10 +77,10 @@ from .draws import Attributes, Labelled, build, constrained, datum_labels, drawn
 MAX_RHAT = 1.05
 """Largest R-hat of chains that agree; 8 chains of 64 independent draws reach 1.02 by chance."""
 
-# By tests/trust/moments.py: it doubts 4% of ordinary standard deviations, and three of four under
-# tails so heavy that errors do not cover. A limit of 0.15 doubts 12% and four of five.
+# In tests/trust/moments.py, this limit puts 4% of ordinary standard deviations in doubt, and three
+# of four if tails are so heavy that errors do not cover. A limit of 0.15: 12%, and four of five.
 _SD_SKEWNESS = 0.25
-_LEAST_POWER = 5.5  # for islands: the error is infinite up to 5, and too small beside it
+_LEAST_POWER = 5.5  # for islands: the error is infinite up to 5, and too small a little above 5
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class PosteriorDraws(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Masks of data with doubtful draws or standard deviations, one for each reason."""
+        """Reasons to doubt a datum's draws or standard deviations, each with a mask of the data."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         doubts = self.log_marginal.doubts
         apart |= doubts.get(Doubt.CHAINS_APART, torch.zeros_like(apart))
@@ -434,7 +435,7 @@ def _of_proposal(
 
 
 def _of_islands(inference: Inference, population: Population, num_samples: int) -> _Drawn:
-    """Computes draws and moments from independent runs; says which errors of sds can be trusted."""
+    """Computes draws and moments, and judges the errors of sds by the tails of the log joint."""
     drawn = _of_population(population, num_samples)
     powers = tail_powers(inference, drawn.mean.value, drawn.sd.value)
     return replace(drawn, sd_covers=powers > _LEAST_POWER)
@@ -446,9 +447,9 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
     z = population.z.flatten(0, 1)
     log_weights = population.log_evidence.repeat_interleave(particles, dim=0)
     mean, sd = _moments(z, log_weights)
-    inflated = (particles / _effective(population.z)).sqrt()
+    inflated = (particles / _ess_per_island(population.z)).sqrt()
     level = torch.full((z.shape[1],), 0.5, dtype=torch.float64, device=z.device)
-    # Islands count by their weights: one that outweighs all others is the only one that counts.
+    # The effective share of the islands: 1 / islands if one island outweighs all others.
     evenness = stats.effective_sample_size(population.log_evidence) / len(population.z)
     return _Drawn(
         _resampled(z, log_weights, level, num_samples),
@@ -460,7 +461,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
     )
 
 
-def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
+def _ess_per_island(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
     """Estimates the effective sample size per island from how much the islands' means differ."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
@@ -475,10 +476,10 @@ def _moments(
 
 
 def _sd_covers(z: Tensor, log_weights: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
-    """Returns whether no few draws dominate the errors of standard deviations.
+    """Returns whether the error of each standard deviation can be trusted: no few draws dominate.
 
-    Each draw's part of the standard deviation is judged, in standard deviations of the posterior.
-    Fewer than 30 draws show no tail; the estimate of log p(y) is then in doubt for this reason.
+    The parts that the draws contribute to the standard deviation are judged, in units of it. With
+    fewer than 30 draws the answer is True; the estimate of log p(y) is then in doubt anyway.
     """
     if len(z) < stats.MIN_TAIL_PARTICLES:
         return torch.ones_like(sd, dtype=torch.bool)

@@ -142,9 +142,11 @@ class Outliers(PerDatum):
         beyond the reference, the result is the present number.
         """
         how, beyond = control or stats.FalseDiscoveries(), self.beyond
-        number = int(self.compared.max()) if bool(beyond.any()) else len(self.reference)
+        if not bool(beyond.any()):
+            return len(self.reference)
+        number = int(self.compared.max())
         lowest = self.value[beyond] * (self.compared[beyond] + 1)
-        while bool(beyond.any()) and number < _MOST_REFERENCE:
+        while number < _MOST_REFERENCE:
             moved = self.value.masked_scatter(beyond, lowest / (number + 1))
             if bool(how(moved)[beyond].all()):
                 break
