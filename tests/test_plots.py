@@ -356,7 +356,7 @@ def test_estimates_of_single_data_are_refused(ax: Axes) -> None:
     """The message says to average."""
     pair = Pair(torch.zeros(3), torch.ones(3))
     with pytest.raises(
-        ValueError, match=r"'ELBO' of 'global' .*; got the shapes \(3,\), \(3,\): av"
+        ValueError, match=r"'ELBO' of 'global' .*; got the shapes \(3,\) and \(3,\): av"
     ):
         plot_comparison({"global": {"ELBO": pair}}, ax=ax)
 

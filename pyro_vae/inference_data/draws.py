@@ -106,11 +106,7 @@ def _dataset(
     attrs: Attributes,
 ) -> Any:
     """Returns the arrays of one group as an `xarray.Dataset`, with the axis `chain`."""
-    chained = {
-        name: Labelled(values[None], ("chain", *dims)) if dims[:1] == ("draw",) else variable
-        for name, variable in variables.items()
-        for values, dims in [variable]
-    }
+    chained = {name: _with_chain(variable) for name, variable in variables.items()}
     _check(group, chained)
     lengths = {
         dim: length
@@ -122,6 +118,11 @@ def _dataset(
         coords={dim: coords.get(dim, np.arange(length)) for dim, length in lengths.items()},
         attrs=dict(attrs),
     )
+
+
+def _with_chain(variable: Labelled) -> Labelled:
+    values, dims = variable
+    return Labelled(values[None], ("chain", *dims)) if dims[:1] == ("draw",) else variable
 
 
 def _check(group: str, variables: Mapping[str, Labelled]) -> None:

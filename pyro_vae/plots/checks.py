@@ -73,7 +73,9 @@ def plot_pareto_k(
     for number, (name, values) in enumerate(hats.items()):
         shown = np.clip(values, low - rim, high + rim)  # moves infinite values only
         size = float(np.clip(60 / max(len(values), 1) ** 0.5, 2, 5))
-        label = f"{name}: {_untrusted(values, threshold)}"
+        label = f"{name}: {int((values > threshold).sum())}/{len(values)} > {threshold:g}"
+        missing = int(np.isnan(values).sum())
+        label += f", {missing} nan" if missing else ""
         ax.plot(shown, linestyle="none", markersize=size, label=label, **style(number))
     ax.axhline(threshold, color="0.25", linestyle=":", label=f"threshold {threshold:g}")
     ax.set(xlabel="datum", ylabel=r"Pareto $\hat k$")
@@ -84,6 +86,7 @@ def plot_pareto_k(
 
 
 def _hats(name: str, values: Array) -> NDArray[Any]:
+    """Returns the k-hats of a guide as an array, after checking its shape."""
     hats = as_numpy(values)
     if hats.ndim != 1:
         raise ValueError(
@@ -93,18 +96,13 @@ def _hats(name: str, values: Array) -> NDArray[Any]:
     return hats
 
 
-def _untrusted(values: NDArray[Any], threshold: float) -> str:
-    missing = int(np.isnan(values).sum())
-    above = f"{int((values > threshold).sum())}/{len(values)} > {threshold:g}"
-    return f"{above}, {missing} nan" if missing else above
-
-
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Makes room on the axis for infinite values, with words that explain them.
+    """Makes room on the vertical axis for infinite values, and explains these in words.
 
-    If no value is infinite, the axis keeps its ordinary ticks.
+    `span` has the lowest and the highest finite value. If no value is infinite, the axis keeps its
+    ordinary ticks.
     """
     low, high = span
     note: dict[str, Any] = {"fontsize": "small", "color": "0.25"}
@@ -126,7 +124,7 @@ def _mark_infinities(
 
 _MOST_RANK_BINS = 20
 _RANK_PANEL = (2.1, 2.1)  # inches
-_DATA_PER_BIN = 10  # fewer make a histogram of noise
+_DATA_PER_BIN = 10  # with fewer data per bin, a histogram shows only noise
 
 
 def plot_rank_ecdf(
@@ -263,9 +261,9 @@ def _histogram(
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
     """Returns edges for the bins of a histogram of ranks; bins differ by at most one rank."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
-    divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
-    # At least half of `most` bins: fewer bins show no shape.
-    bins = divisors[0] if divisors and 2 * divisors[0] >= most else most
+    # Bins are equal if the number of ranks has a divisor of at least half of `most`.
+    divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0 and 2 * bins >= most]
+    bins = divisors[0] if divisors else most
     return np.round(np.linspace(0, num_ranks, bins + 1)).astype(np.int64)
 
 
@@ -291,7 +289,7 @@ def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[A
 
 _CHECK_PANEL = (2.4, 2.0)  # inches
 _NARROWEST = 1.7  # inches: narrower panels have no room for their text
-_DRAWS_PER_BIN = 15  # fewer make a histogram of noise
+_DRAWS_PER_BIN = 15  # with fewer draws per bin, a histogram shows only noise
 _MOST_BINS = 25
 
 
@@ -326,14 +324,15 @@ def plot_predictive_check(
         >>> ax.get_title(), ax.lines[0].get_xdata()[0]
         ('mean (p = 0.02)', 3.0)
     """
-    values, draws = _checked(observed, replicated)
+    values, draws = _as_arrays(observed, replicated)
     axes = panels(figure, len(values), _CHECK_PANEL, narrowest=_NARROWEST)
     for ax, (name, value) in zip(axes, values.items(), strict=True):
         _panel(ax, value, draws[name])
-        p = "" if p_values is None else f"p = {float(as_numpy(p_values[name])):.2g}"
-        # Long names take a line of their own; panels are narrow.
-        gap = "\n" if len(name) > 12 else " "
-        ax.set_title(f"{_broken(name)}{gap}({p})" if p else _broken(name), fontsize="small")
+        title = literal(name.replace(" (", "\n("))
+        if p_values is not None:
+            gap = "\n" if len(name) > 12 else " "  # panels are narrow
+            title += f"{gap}(p = {float(as_numpy(p_values[name])):.2g})"
+        ax.set_title(title, fontsize="small")
         without_box(ax)
     axes[0].figure.supxlabel("statistic, in its own unit (line: observed data)", fontsize="small")
     axes[0].figure.supylabel("replicated data sets", fontsize="small")
@@ -341,10 +340,11 @@ def plot_predictive_check(
 
 
 def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
+    """Draws a histogram of the replicated values, and a line with the observed value."""
     bins = int(np.clip(len(draws) / _DRAWS_PER_BIN, 5, _MOST_BINS))
     distinct = np.unique(draws)
     edges: Any = bins
-    if len(distinct) <= bins:  # counts and ties: a bar per value, so that no value is split
+    if len(distinct) <= bins:  # such as counts: a bar per value, so that no bar has half a value
         width = np.diff(distinct).min() if len(distinct) > 1 else max(1e-3, abs(distinct[0]) / 20)
         number = 1 + np.rint((distinct[-1] - distinct[0]) / width)  # huge if two values nearly tie
         if number <= _MOST_BINS:
@@ -371,14 +371,10 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
     )
 
 
-def _broken(name: str) -> str:
-    """Breaks a name into two lines before its bracket."""
-    return literal(name.replace(" (", "\n("))
-
-
-def _checked(
+def _as_arrays(
     observed: Mapping[str, Number], replicated: Mapping[str, Array]
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """Returns observed and replicated statistics as floats and arrays, after checking them."""
     if not observed or sorted(observed) != sorted(replicated):
         raise ValueError(
             "`observed` and `replicated` must have the same names, at least one; got "

@@ -52,10 +52,10 @@ STYLE: dict[Any, Any] = {
 Colours that colour-blind readers can tell apart, axes without a box, legends without a frame. Use
 these settings around your own drawing, `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a
 decorator."""
-_POWERS = 100.0  # ratio of the ends of a logarithmic axis with several ticks per power of ten
-_JOIN = "\x1f"  # marks a place for a line break that leaves no space
+_POWERS = 100.0  # a log axis has several ticks per power of ten if the ratio of its ends is smaller
+_JOIN = "\x1f"  # stands before a space at which a line may break, but which is not to be shown
 _LETTERS = 17  # number of small letters that fit above a panel of 1.15 inches
-_WIDE = 3.0  # the axis may extend this many interquartile ranges beyond the quartiles
+_WIDE = 3.0  # number of interquartile ranges that an axis may extend beyond the quartiles
 
 
 def as_numpy(values: Number) -> NDArray[Any]:
@@ -156,16 +156,13 @@ def without_box(ax: "Axes") -> "Axes":
 
 
 def legend_above(ax: "Axes", entries: Sequence[Any] | None = None) -> None:
-    """Puts a legend above the axes, where no data are hidden; by default of all labelled parts."""
+    """Puts a legend above the axes, where it hides no data; by default of all labelled parts."""
     entries = ax.get_legend_handles_labels()[0] if entries is None else entries
-    anchor: dict[str, Any] = {
-        "loc": "lower left",
-        "bbox_to_anchor": (0.0, 1.0),
-        "borderaxespad": 0.0,
-    }
     beside = 0.7  # inches that the vertical axis and its labels take
     columns = fitting_columns(inches_wide(ax.figure) - beside, entries)
-    ax.legend(handles=entries, ncols=columns, frameon=False, fontsize="small", **anchor)
+    anchor: dict[str, Any] = {"bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0}
+    look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": "small"}
+    ax.legend(handles=entries, loc="lower left", **anchor, **look)
 
 
 def legend_outside(
@@ -196,11 +193,6 @@ def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
     return next(fits, 1)
 
 
-def listed(shapes: Iterable[tuple[int, ...]]) -> str:
-    """Lists the shapes of arrays in one string, for a message."""
-    return ", ".join(str(shape) for shape in shapes)
-
-
 def estimates_of(
     guides: Mapping[str, Mapping[str, tuple[Number, Number]]], kind: str
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
@@ -219,17 +211,16 @@ def estimates_of(
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    """Returns a quantity's value and standard error as floats.
+    """Returns the value and the standard error of a quantity as floats.
 
     Raises:
-        ValueError: If value or error is not a single number; the message names the guide and the
-            quantity.
+        ValueError: If value or error is not a single number; the message names guide and quantity.
     """
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(
             f"the value and the error of {name!r} of {guide!r} must be numbers; got the shapes "
-            f"{listed([value.shape, error.shape])}: average over the data first"
+            f"{value.shape} and {error.shape}: average over the data first"
         )
     return value.item(), error.item()
 
@@ -246,7 +237,7 @@ def log_ticks(axis: "Axis") -> None:
 
 
 def literal(name: object) -> str:
-    r"""Returns a name from the data as matplotlib draws it letter by letter: no $ starts a formula.
+    r"""Escapes each $ of a name, so that matplotlib does not read the name as a formula.
 
     Example:
         >>> literal("$10k-$20k")
@@ -267,7 +258,7 @@ def wrapped(name: str) -> str:
     return lines.replace(f"{_JOIN} ", "").replace(_JOIN, "")
 
 
-def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:
+def limit_to_most(ax: "Axes", values: NDArray[Any]) -> int:
     """Limits the vertical axis to nearly all values, so that no outlier flattens the others.
 
     Arguments:

@@ -18,13 +18,14 @@ from .drawing import (
     estimates_of,
     handles,
     legend_above,
-    look_at_most,
+    limit_to_most,
     style,
     without_box,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 _MOST_TICKS = 4  # labels with many digits must not overlap
 
 
@@ -79,6 +80,7 @@ def _draw_estimates(
     pairs: Sequence[tuple[float, float]],
     look: dict[str, Any],
 ) -> None:
+    """Draws one quantity of all guides that have it, and writes the numbers at the right."""
     values, errors = np.array(pairs).T
     ax.errorbar(values, places, xerr=errors, linestyle="none", capsize=3, markersize=6, **look)
     note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
@@ -133,7 +135,10 @@ def plot_gaps(
         pairs = np.array([row.get(name, (0.0, 0.0)) for row in numbers.values()])
         finite = np.isfinite(pairs) & np.isfinite(pairs[:, :1])
         pairs[~finite] = 0.0  # no bar, while the other parts remain visible
-        _draw_part(ax, starts, pairs, _look(number, name))
+        look: dict[str, Any] = {"label": name, "edgecolor": "white", "linewidth": 0.0}
+        look["color"] = _COLOURS[number % len(_COLOURS)]
+        look["hatch"] = _HATCHES[number % len(_HATCHES)]
+        _draw_part(ax, starts, pairs, look)
         starts = starts + pairs[:, 0]
     _write_numbers(ax, list(numbers.values()))
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
@@ -143,12 +148,8 @@ def plot_gaps(
     return without_box(ax)
 
 
-def _look(number: int, name: str) -> dict[str, Any]:
-    hatch, colour = _HATCHES[number % len(_HATCHES)], _COLOURS[number % len(_COLOURS)]
-    return {"label": name, "color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.0}
-
-
 def _draw_part(ax: "Axes", starts: NDArray[Any], pairs: NDArray[Any], look: dict[str, Any]) -> None:
+    """Draws one part of all guides' gaps, from `starts`; `pairs` has values and errors."""
     places, (values, errors) = np.arange(len(starts)), pairs.T
     ax.barh(places, values, _HEIGHT, left=starts, **look)
     bar: dict[str, Any] = {"linestyle": "none", "ecolor": "black", "capsize": 3, "elinewidth": 1.2}
@@ -276,7 +277,7 @@ def plot_per_datum(
             look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
             look |= {"label": f"{label}: {len(rows)}", "markersize": 4, "elinewidth": 0.8}
             ax.errorbar(places[some], values[rows], yerr=bars, **look)
-    beyond = look_at_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
+    beyond = limit_to_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
     more = f"; {count_of(beyond, 'datum')} beyond the axis" if beyond else ""
     ax.locator_params(axis="x", integer=True)
     ax.set(xlabel=f"data, lowest first{more}", ylabel=f"{name} (± 1 standard error)")

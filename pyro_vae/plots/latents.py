@@ -83,6 +83,7 @@ def plot_latent_plane(
 
 
 def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any]:
+    """Returns the means of a guide as an array, after checking its shape and the labels."""
     plane = as_numpy(values)
     if plane.ndim != 2 or plane.shape[1] != 2:
         raise ValueError(
@@ -112,7 +113,7 @@ def _draw_plane(ax: "Axes", plane: NDArray[Any], labels: NDArray[Any] | None) ->
 
 
 def _categories(labels: NDArray[Any]) -> NDArray[Any]:
-    """Returns the different labels, without nan; none if the labels are numbers of a scale."""
+    """Returns the different labels, without nan; none if the labels need a colour bar."""
     different = np.unique(labels[labels == labels])
     if different.dtype.kind == "f":  # whole numbers, which tables often store as floats
         whole = np.isfinite(different).all() and np.array_equal(different, np.round(different))
@@ -122,6 +123,7 @@ def _categories(labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _draw_prior(ax: "Axes") -> None:
+    """Draws circles with radii of one and two standard deviations of N(0, I)."""
     angle = np.linspace(0, 2 * np.pi, 200)
     for radius, dashes in ((1, "-"), (2, "--")):
         circle: dict[str, Any] = {"color": "0.25", "linewidth": 0.9, "linestyle": dashes}
@@ -347,7 +349,7 @@ def _draw_bars(
     rest: dict[str, Any] = {"color": "white", "edgecolor": "0.25", "hatch": "////"}
     height = np.clip(rate - solid, 0, None)
     ax.bar(place, height, bottom=solid, width=0.7, linewidth=0.5, label="off the prior", **rest)
-    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # other markers are too tall
+    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # smaller errors cannot be seen
     ax.errorbar(place[seen], solid[seen], error[seen], fmt="none", ecolor="black", elinewidth=1)
 
 
@@ -367,6 +369,7 @@ def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
 
 
 def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns both as arrays; refuses arrays that are not draws of the same latents."""
     draws, base = (np.asarray(as_numpy(part), float) for part in (aggregate, prior))
     if draws.ndim != 2 or base.ndim != 2 or draws.shape[1] != base.shape[1] or not draws.size:
         raise ValueError(
@@ -378,6 +381,7 @@ def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray
 
 
 def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
+    """Returns the names of the latents, by default z[0], z[1], ..."""
     names = [f"z[{number}]" for number in range(latents)] if names is None else names
     if len(names) != latents:
         raise ValueError(

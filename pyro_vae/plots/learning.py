@@ -18,7 +18,6 @@ from .drawing import (
     finite_span,
     handles,
     legend_above,
-    listed,
     log_ticks,
     style,
     without_box,
@@ -85,7 +84,12 @@ def plot_learning_curves(
     traces = {name: _traces(name, curve) for name, curve in at_least_one(curves).items()}
     ax = axes_or_new(ax, (6.4, 4.0))
     for number, pair in enumerate(traces.values()):
-        _draw(ax, pair, number)
+        for label, dashes, epoch, elbo in pair:
+            # About five markers per line, shifted from guide to guide so that they do not overlap.
+            every = max(1, len(epoch) // 5)
+            marks: dict[str, Any] = {"markevery": (number * every // 3 % every, every)}
+            look = {"linestyle": dashes, "markersize": 5, **style(number)}
+            ax.plot(epoch, elbo, label=label, **marks, **look)
     _limit_elbo(ax, [trace.elbo for trace in chain.from_iterable(traces.values())])
     ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
     ax.locator_params(axis="x", integer=True)
@@ -103,6 +107,7 @@ class Trace(NamedTuple):
 
 
 def _traces(name: str, curve: LearningCurve) -> list[Trace]:
+    """Returns the lines of one guide: training and, if there is one, validation."""
     epoch, elbo = as_numpy(curve.epoch), as_numpy(curve.elbo)
     validation = curve.validation_elbo if isinstance(curve, _Validated) else None
     held_out = np.full(elbo.shape, np.nan) if validation is None else as_numpy(validation)
@@ -110,7 +115,8 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
     if epoch.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
             "`epoch`, `elbo` and `validation_elbo` must have the same shape (epochs,) for "
-            f"{name!r}; got {listed(shapes)}: pass one value per epoch, or nan where there is none"
+            f"{name!r}; got {', '.join(map(str, shapes))}: pass one value per epoch, or nan where "
+            "there is none"
         )
     traces = [Trace(f"{name}, training", "-", epoch, elbo)]
     # Evaluations may be epochs apart: the nans between them are dropped, to connect the line.
@@ -120,15 +126,8 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
     return traces
 
 
-def _draw(ax: "Axes", traces: Sequence[Trace], number: int) -> None:
-    for label, dashes, epoch, elbo in traces:
-        # About five markers per line, shifted from guide to guide so that they do not overlap.
-        every = max(1, len(epoch) // 5)
-        marks: dict[str, Any] = {"markevery": (number * every // 3 % every, every), "markersize": 5}
-        ax.plot(epoch, elbo, linestyle=dashes, label=label, **marks, **style(number))
-
-
 def _limit_elbo(ax: "Axes", values: Iterable[NDArray[Any]]) -> None:
+    """Limits the vertical axis, so that at least half of it shows the late epochs."""
     finite = [elbo[np.isfinite(elbo)] for elbo in values]
     finite = [elbo for elbo in finite if len(elbo)]
     if not finite:
@@ -212,6 +211,7 @@ _Ratios = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
+    """Returns numbers of particles, ratios and errors, `(points,)` each."""
     if not line:
         raise ValueError(f"no numbers of particles are given for {name!r}: pass at least one")
     particles: Sequence[int] = sorted(line)
@@ -333,7 +333,7 @@ def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> ND
         raise ValueError(
             f"values and errors of {name!r} must be given for each of the "
             f"{count_of(weights.size, 'beta')}; got the shapes "
-            f"{listed([column.shape for column in columns])}"
+            f"{', '.join(str(column.shape) for column in columns)}"
         )
     return np.stack(columns)
 

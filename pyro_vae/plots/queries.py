@@ -1,6 +1,6 @@
 """Answers of a fitted model: traversals, imputations, densities, outliers, dependence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_MOST_NUMBERS = 12  # with more features, cells are too small for numbers
+_MOST_NUMBERS = 12  # number of features; with more, cells are too small for numbers
 _MOST_TICKS = 40  # number of names that can be read side by side
-_PICTURED = 3  # number of draws shown of an imputed image
+_PICTURED = 3  # number of draws of an imputed image that are shown
 _BINS = 30
-_BESIDE = 0.12  # distance between the marks of two rows at one value
-_MOST_NATS = 10.0  # of similarity: the scale is logarithmic if its end is higher
+_BESIDE = 0.12  # distance between the markers of different curves at the same value
+_MOST_NATS = 10.0  # largest end of a linear scale of similarities
 _BULK = (0.01, 0.99)  # quantiles that enclose most of the reference data
-_FLAT = 0.005  # share of a curve's peak, half a pixel: lower parts cannot be told from the axis
+_FLAT = 0.005  # share of a curve's peak: half a pixel, below which a curve looks like the axis
 
 
 def plot_traversal(
@@ -75,13 +75,13 @@ def plot_traversal(
         ['z']
     """
     array = as_numpy(decoded)
-    _same("labels", labels, array.shape[0])
-    _same("levels", levels, array.shape[1])
+    _require_number(array.shape[0], "labels", labels)
+    _require_number(array.shape[1], "levels", levels)
     if image_shape is None:
         flat = array.reshape(*array.shape[:2], -1)
-        return _curves(flat, labels, levels, names, figure)
+        return _draw_curves(flat, labels, levels, names, figure)
     rows = dict(zip(labels, array, strict=True))
-    _same("different labels", list(rows), array.shape[0])
+    _require_number(array.shape[0], "different labels", rows)
     axes = plot_data(rows, image_shape, figure=figure)
     axes[0].xaxis.tick_top()
     axes[0].set_xticks(np.arange(len(levels)) + 0.5, [f"{level:g}" for level in levels])
@@ -89,20 +89,20 @@ def plot_traversal(
     return axes
 
 
-def _curves(
+def _draw_curves(
     array: NDArray[Any],
     labels: Sequence[str],
     levels: Sequence[float],
     names: Sequence[str] | None,
     figure: "Figure | SubFigure | None",
 ) -> NDArray[Any]:
+    """Draws a panel per latent, with a curve over the features for each step."""
     from matplotlib import colormaps
 
     places = np.arange(array.shape[2])
     figure = figure_or_new(figure, (6.4, 0.9 + 1.5 * len(array)))
-    axes: NDArray[Any] = figure.subplots(len(array), 1, squeeze=False, sharex=True, sharey=True)[
-        :, 0
-    ]
+    grid = figure.subplots(len(array), 1, squeeze=False, sharex=True, sharey=True)
+    axes: NDArray[Any] = grid[:, 0]
     shades = colormaps["viridis_r"](np.linspace(0.1, 1, len(levels)))
     for ax, label, steps in zip(axes, labels, array, strict=True):
         for level, curve, shade in zip(levels, steps, shades, strict=True):
@@ -160,13 +160,12 @@ def plot_imputation(
     if image_shape is not None:
         pictures = {"data": data, "mean": many.mean(axis=0)}
         pictures |= {f"draw {n + 1}": many[n] for n in range(min(_PICTURED, len(many)))}
-        return plot_data(
-            pictures if known is None else pictures | {"truth": known}, image_shape, figure=figure
-        )
+        pictures |= {} if known is None else {"truth": known}
+        return plot_data(pictures, image_shape, figure=figure)
     flat = data.reshape(len(data), -1)
     true = None if known is None else known.reshape(flat.shape)
     titles = [f"row {n}" for n in range(len(data))] if labels is None else list(labels)
-    _same("labels", titles, len(data))
+    _require_number(len(data), "labels", titles)
     figure = figure_or_new(figure, (6.4, 1.0 + 1.5 * len(data)))
     axes: NDArray[Any] = figure.subplots(len(data), 1, squeeze=False, sharex=True)[:, 0]
     for n, ax in enumerate(axes):
@@ -178,6 +177,7 @@ def plot_imputation(
 
 
 def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None) -> None:
+    """Refuses draws or a truth whose shape does not match the data, and empty data."""
     fits = draws.shape[1:] == data.shape and (truth is None or truth.shape == data.shape)
     if not fits or not data.size or not len(draws):
         known = "" if truth is None else f" and truth {truth.shape}"
@@ -190,6 +190,7 @@ def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any
 def _draw_row(
     ax: "Axes", seen: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None
 ) -> None:
+    """Draws one row of data: observed entries, and for each missing entry the draws' middle 95%."""
     places, holes = np.arange(len(seen)), np.isnan(seen)
     low, middle, high = np.quantile(draws[:, holes], [0.025, 0.5, 0.975], axis=0)
     ax.plot(places[~holes], seen[~holes], "o", color="0.35", markersize=4, label="observed")
@@ -241,13 +242,13 @@ def plot_conditional_density(
     """
     x = as_numpy(grid)
     logarithmic = not discrete and _is_logarithmic(x)
-    curves = _curves_over(x, densities, weight=x if logarithmic else np.ones_like(x))
+    curves = _weighted_curves(x, densities, weight=x if logarithmic else np.ones_like(x))
     ax = axes_or_new(ax, (5.4, 3.4))
     for number, (label, (value, error)) in enumerate(curves.items()):
         look = style(number)
         if discrete:
-            beside = x + _BESIDE * (number - (len(curves) - 1) / 2)
-            ax.errorbar(beside, value, 2 * error, fmt=look["marker"], color=look["color"],
+            shifted = x + _BESIDE * (number - (len(curves) - 1) / 2)
+            ax.errorbar(shifted, value, 2 * error, fmt=look["marker"], color=look["color"],
                         label=label, markersize=5)  # fmt: skip
         else:
             ax.plot(x, value, color=look["color"], label=label)
@@ -263,10 +264,10 @@ def plot_conditional_density(
     shown = [value for value, _ in curves.values()]
     if logarithmic:
         ax.set_xscale("log")
-        ax.set_xlim(*np.exp(_seen(np.log(x), shown, np.log(marked).tolist())))
+        ax.set_xlim(*np.exp(_visible(np.log(x), shown, np.log(marked).tolist())))
         log_ticks(ax.xaxis)
     else:
-        ax.set_xlim(*_seen(x, shown, marked, more=_BESIDE * len(curves) if discrete else 0.0))
+        ax.set_xlim(*_visible(x, shown, marked, more=_BESIDE * len(curves) if discrete else 0.0))
     if discrete:
         ax.locator_params(axis="x", integer=True)
     legend_above(ax)
@@ -279,7 +280,7 @@ def _is_logarithmic(x: NDArray[Any]) -> bool:
     return bool(ratios[0] > 1.01 and np.allclose(ratios, ratios[0], rtol=1e-3))
 
 
-def _curves_over(
+def _weighted_curves(
     x: NDArray[Any], densities: Mapping[str, tuple[Array, Array]], weight: NDArray[Any]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Multiplies densities and their errors by `weight`, after checking their shapes."""
@@ -345,9 +346,12 @@ def plot_outliers(
 def _draw_reference(
     ax: "Axes", value: NDArray[Any], held: NDArray[Any], flags: NDArray[Any]
 ) -> None:
+    """Draws a histogram of the reference data, and a line below it for each datum.
+
+    Data far below the middle 98% of the reference are drawn at the edge, because a single outlier
+    would flatten the histogram.
+    """
     look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "density": True}
-    # Data far below the middle 98% of the reference are drawn at the edge: a single outlier would
-    # flatten the rest.
     possible = held[np.isfinite(held)]  # the model may rule out some of the reference data
     low, high = np.quantile(possible, _BULK) if len(possible) else (0.0, 0.0)
     edge = low - 1.5 * (high - low) - 1
@@ -368,6 +372,7 @@ def _draw_reference(
 
 
 def _draw_tails(ax: "Axes", p: NDArray[Any], flags: NDArray[Any]) -> None:
+    """Draws the sorted tail probabilities, over the diagonal."""
     order = np.argsort(p, kind="stable")
     places = (np.arange(len(p)) + 1) / len(p)
     ax.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=0.9)
@@ -476,6 +481,7 @@ def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = N
 
 
 def _name_cells(ax: "Axes", names: Sequence[str]) -> None:
+    """Writes the features' names beside a heat map, if there are few enough to be read."""
     ax.spines[:].set_visible(False)
     if len(names) > _MOST_TICKS:
         ax.set(xlabel="feature", ylabel="feature")
@@ -488,27 +494,30 @@ def _name_cells(ax: "Axes", names: Sequence[str]) -> None:
 def _write_numbers(
     ax: "Axes", shown: NDArray[Any], errors: NDArray[Any], span: tuple[float, float]
 ) -> None:
+    """Writes the numbers into the cells of a heat map, in brackets if they may be zero."""
     for (i, j), number in np.ndenumerate(shown):
         if not np.isfinite(number):
             continue
         text = typeset(f"{number + 0.0:.2f}")
-        dim = abs(number) <= 2 * errors[i, j]
+        text = f"({text})" if abs(number) <= 2 * errors[i, j] else text
         share = (number - span[0]) / (span[1] - span[0])
-        # White text on the dark ends of the diverging scale, and on the dark low end of the other.
-        dark = abs(share - 0.5) > 0.35 if span[0] < 0 else share < 0.6
-        colour = "white" if dark else "black"
-        ax.text(j, i, f"({text})" if dim else text, ha="center", va="center", color=colour,
-                fontsize="x-small")  # fmt: skip
+        # White on dark: both ends of the scale from -1 to 1, and the low end of the scale from 0.
+        is_dark = abs(share - 0.5) > 0.35 if span[0] < 0 else share < 0.6
+        look: dict[str, Any] = {"color": "white" if is_dark else "black", "fontsize": "x-small"}
+        ax.text(j, i, text, ha="center", va="center", **look)
 
 
-def _seen(
+def _visible(
     x: NDArray[Any],
     densities: Sequence[NDArray[Any]],
     marked: Sequence[float],
     *,
     more: float = 0.0,
 ) -> tuple[float, float]:
-    """Returns limits of the range in which densities are visibly above zero, with a margin."""
+    """Returns limits of the range in which densities are visibly above zero, with a margin.
+
+    The range contains the values in `marked`; the margin is at least `more`.
+    """
     high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
     places = np.flatnonzero((np.stack(high) > _FLAT).any(axis=0))
     if not len(places):
@@ -523,12 +532,12 @@ def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:
     if names is None:
         ax.set_xlabel("feature", fontsize="small")
         return
-    _same("names", names, number)
+    _require_number(number, "names", names)
     if number <= _MOST_TICKS:
         words = list(map(literal, names))
         ax.set_xticks(np.arange(number), words, rotation=45, ha="right", fontsize="small")
 
 
-def _same(what: str, values: Sequence[Any], number: int) -> None:
+def _require_number(number: int, noun: str, values: Sized) -> None:
     if len(values) != number:
-        raise ValueError(f"the plot requires {number} {what}; got {len(values)}")
+        raise ValueError(f"the plot requires {number} {noun}; got {len(values)}")

@@ -55,14 +55,14 @@ def plot_reconstructions(
         >>> axes.shape
         (2,)
     """
-    data = _data(as_numpy(originals), image_shape)
+    data = _as_cells(as_numpy(originals), image_shape)
     rows = [Row("data", "", "0.2", data)]
     for number, (name, values) in enumerate(reconstructions.items()):
-        array = _like(originals.shape, f"reconstructions[{name!r}]", values)
+        array = _of_shape(originals.shape, f"reconstructions[{name!r}]", values)
         rows.append(Row(name, "reconstructions", style(number)["color"], array))
     for number, (name, values) in enumerate(prior_draws.items()):
         shape = (len(values), *originals.shape[1:])
-        array = _like(shape, f"prior_draws[{name!r}]", values)
+        array = _of_shape(shape, f"prior_draws[{name!r}]", values)
         rows.append(Row(name, "draws from the prior", style(number)["color"], array))
     rows = [row._replace(cells=row.cells.reshape(-1, *data.shape[1:])) for row in rows]
     return _drawn(figure, rows, image_shape)
@@ -97,7 +97,7 @@ def plot_data(
         (1,)
     """
     cells = [
-        Row(name, "", "0.2", _data(as_numpy(values), image_shape))
+        Row(name, "", "0.2", _as_cells(as_numpy(values), image_shape))
         for name, values in at_least_one(rows).items()
     ]
     return _drawn(figure, cells, image_shape)
@@ -118,7 +118,8 @@ class Row(NamedTuple):
     cells: NDArray[Any]
 
 
-def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArray[Any]:
+def _as_cells(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArray[Any]:
+    """Returns data in the shape of a row's cells, as images or as profiles; checks the shape."""
     if originals.ndim < 2 or not originals.size:
         raise ValueError(
             f"`originals` must have the shape (images, *event); got {originals.shape}: "
@@ -134,7 +135,8 @@ def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArr
     return originals.reshape(len(originals), *(image_shape or (features,)))
 
 
-def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
+def _of_shape(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
+    """Returns values as an array, after checking its shape; `name` is for the message."""
     array = as_numpy(values)
     if array.shape != tuple(shape) or not array.size:
         raise ValueError(
@@ -150,6 +152,7 @@ _NARROWEST = 3.0  # inches that the titles of groups need
 def _drawn(
     figure: "Figure | SubFigure | None", rows: Sequence[Row], image_shape: tuple[int, int] | None
 ) -> NDArray[Any]:
+    """Draws the rows as images or, if `image_shape` is None, as profiles."""
     width, height = (0.62, 0.62) if image_shape else (0.95, 0.75)  # inches per cell
     columns = max(len(row.cells) for row in rows)
     size = (max(1.2 + width * columns, _NARROWEST), 0.5 + height * len(rows))
@@ -187,13 +190,23 @@ def _draw_image(ax: "Axes", column: int, image: NDArray[Any], **span: Any) -> No
 
 
 def _profiles(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    axes: NDArray[Any] = figure.subplots(
-        len(rows), columns, squeeze=False, sharex=True, sharey=True
-    )
+    """Draws each cell of each row as a curve over the features, into separate axes."""
+    how: dict[str, Any] = {"squeeze": False, "sharex": True, "sharey": True}
+    axes: NDArray[Any] = figure.subplots(len(rows), columns, **how)
     for row_axes, row in zip(axes, rows, strict=True):
         for ax in row_axes[len(row.cells) :]:
             ax.set_axis_off()
-    _draw_profiles(axes, rows)
+        if row.group == "reconstructions":
+            for ax, original in _cells(row_axes, rows[0]):
+                ax.plot(original, color="0.6", linewidth=0.8)
+        for ax, profile in _cells(row_axes, row):
+            ax.plot(profile, color=row.colour, linewidth=1.2)
+            without_box(ax).tick_params(labelsize="x-small")
+    low, high = finite_span(row.cells for row in rows)
+    margin = 0.05 * (high - low) or 1.0  # constant data: one unit on either side
+    axes[0, 0].set_ylim(low - margin, high + margin)
+    for ax in axes[-1]:
+        ax.set_xlabel("feature", fontsize="small")
     _label(axes, rows)
     return axes
 
@@ -211,19 +224,5 @@ def _label(axes: NDArray[Any], rows: Sequence[Row]) -> None:
 
 
 def _cells(axes: NDArray[Any], row: Row) -> Iterator[tuple["Axes", NDArray[Any]]]:
-    return zip(axes, row.cells, strict=False)  # a row may be shorter than the longest
-
-
-def _draw_profiles(axes: NDArray[Any], rows: Sequence[Row]) -> None:
-    for row_axes, row in zip(axes, rows, strict=True):
-        if row.group == "reconstructions":
-            for ax, original in _cells(row_axes, rows[0]):
-                ax.plot(original, color="0.6", linewidth=0.8)
-        for ax, profile in _cells(row_axes, row):
-            ax.plot(profile, color=row.colour, linewidth=1.2)
-            without_box(ax).tick_params(labelsize="x-small")
-    low, high = finite_span(row.cells for row in rows)
-    margin = 0.05 * (high - low) or 1.0  # constant data: one unit on either side
-    axes[0, 0].set_ylim(low - margin, high + margin)
-    for ax in axes[-1]:
-        ax.set_xlabel("feature", fontsize="small")
+    """Pairs axes with the cells of a row, which may be shorter than the longest row."""
+    return zip(axes, row.cells, strict=False)

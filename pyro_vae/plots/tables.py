@@ -16,9 +16,9 @@ from .drawing import (
     axes_or_new,
     figure_or_new,
     legend_outside,
+    limit_to_most,
     literal,
     log_ticks,
-    look_at_most,
     panels,
     without_box,
     wrapped,
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_FULL = 2.0  # in sd; larger effects get the same colour, so that smaller ones remain visible
+_FULL = 2.0  # sd: larger effects have the same colour, so that smaller effects remain visible
 _MOST_LATENTS, _MOST_COLUMNS = 12, 24  # more cannot be read in one figure
 _MOST_ROWS = 60  # number of intervals side by side
-_MOST_DATES = 5  # ticks
+_MOST_DATES = 5  # number of ticks on an axis of dates
+_MOST_NAMES = 12  # number of categories that can all be labelled
 _ACROSS = 2  # panels side by side; more cannot be read on a phone
 
 
@@ -80,12 +81,11 @@ def plot_effects(
     for (latent, column), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
         plain = f"{round(value, 1) + 0.0:+.{int(abs(value) < 10)}f}"
-        said = typeset(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
+        text = typeset(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
         place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
-        ax.text(column, latent, said, color=colour, **place)
-    label = "change\n(sd, or probability)"
+        ax.text(column, latent, text, color=colour, **place)
     bar = ax.figure.colorbar(image, ax=ax, extend="both", shrink=0.9)
-    bar.set_label(label, fontsize="small")
+    bar.set_label("change\n(sd, or probability)", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     return ax
 
@@ -176,9 +176,8 @@ def plot_filled(
     for ax, place in zip(axes, places, strict=True):
         rows = np.flatnonzero(holes[:, place])
         values, many = as_numpy(filled)[:, place], as_numpy(draws)[:, rows, place]
-        _draw_filled(
-            ax, rows, (values[rows], many), values[~holes[:, place]], columns.columns[place]
-        )
+        known = values[~holes[:, place]]
+        _draw_filled(ax, rows, (values[rows], many), known, columns.columns[place])
     entries = axes[0].get_legend_handles_labels()[0]
     legend_outside(axes[0].figure, entries, "upper right", ncols=2)
     return axes
@@ -191,6 +190,7 @@ def _draw_filled(
     known: NDArray[Any],
     column: Column,
 ) -> None:
+    """Draws one column: `known` entries, and for `rows` the filled values and their draws."""
     more = f", the first {_MOST_ROWS} of {len(rows)}" if len(rows) > _MOST_ROWS else ""
     draws = found[1][:, :_MOST_ROWS]
     middle = own(found[0][:_MOST_ROWS], column)
@@ -219,10 +219,10 @@ def _draw_filled(
         ax.set_xlabel(f"rows with missing entries{more}", fontsize="x-small")
     _name_entries(ax, column)
     _name_reached(ax, found[0], column)
-    reached = np.concatenate([observed, low, high])
-    _scale_axis(ax, reached, column)
+    values = np.concatenate([observed, low, high])
+    _scale_axis(ax, values, column)
     if not isinstance(column.kind, Categories | Positive | Time):
-        look_at_most(ax, reached)
+        limit_to_most(ax, values)
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
@@ -248,8 +248,8 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
-    """Labels only categories that occur in `codes`, if there are too many to label all."""
-    if isinstance(column.kind, Categories) and len(column.kind.categories) > 12:
+    """Labels about six of the categories that occur in `codes`, if there are too many for all."""
+    if isinstance(column.kind, Categories) and len(column.kind.categories) > _MOST_NAMES:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]
         ax.set_yticks(kept, [_short(column.kind.categories[code]) for code in kept])
@@ -260,9 +260,8 @@ def _short(category: object) -> str:
 
 
 def _name_entries(ax: "Axes", column: Column) -> None:
-    """Labels the ticks of a categorical column with the names of its categories."""
-    if isinstance(column.kind, Categories):
+    """Labels all categories of a categorical column, if there are not too many."""
+    if isinstance(column.kind, Categories) and len(column.kind.categories) <= _MOST_NAMES:
         names = list(map(_short, column.kind.categories))
-        if len(names) <= 12:
-            ax.set_yticks(np.arange(len(names)), names)
-            ax.set_ylim(-0.3, len(names) - 0.7)
+        ax.set_yticks(np.arange(len(names)), names)
+        ax.set_ylim(-0.3, len(names) - 0.7)
