@@ -145,7 +145,13 @@ class Calibration(Result):
             "(Holm)"
         )
         if not rejected:
-            return f"no miscalibration detected at a {rate}: {self._resolution(false_alarm)}"
+            scale, mean = self.resolution(false_alarm)
+            return (
+                f"no miscalibration detected at a {rate}: with "
+                f"{count_of(len(self.ranks), 'datum')}, an error of {scale:.0%} in the scale of "
+                f"normal draws, or of {mean:.2g} sd in their mean, is detected with a probability "
+                "of 90%"
+            )
         errors = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
         return f"not calibrated at a {rate}; {self.draws} of {errors}"
 
@@ -167,7 +173,13 @@ class Calibration(Result):
 
     def _shape(self, place: int) -> str:
         """Says how the draws of the quantity at this position are wrong, such as "are too wide"."""
-        shift, width = (float(score[place]) for score in self._scores())
+        uniform = torch.arange(self.num_samples + 1, dtype=torch.float64, device="cpu")
+        squares = _squares(self.num_samples)
+        off = float(self.ranks[:, place].double().mean() - uniform.mean())
+        # z-scores of the mean and of the spread of the ranks, which are near 0 for uniform ranks
+        root = len(self.ranks) ** 0.5
+        shift = root * off / float(uniform.std(correction=0))
+        width = root * float(self.spread.value[place] - 1) / float(squares.std(correction=0))
         narrow = "are too narrow" if width > 0 else "are too wide"
         # If the draws are too high, the true latents lie below them.
         high = "too low" if shift > 0 else "too high"
@@ -176,24 +188,6 @@ class Calibration(Result):
         if abs(shift) >= abs(width):  # a shift alone moves ranks to one end, and so spreads them
             return f"are {high}"
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
-
-    def _scores(self) -> tuple[Tensor, Tensor]:
-        """Returns z-scores of the ranks' mean and spread, which are near 0 for uniform ranks."""
-        uniform = torch.arange(self.num_samples + 1, dtype=torch.float64, device="cpu")
-        squares = _squares(self.num_samples)
-        root = len(self.ranks) ** 0.5
-        shift = (self.ranks.double().mean(dim=0) - uniform.mean()) / uniform.std(correction=0)
-        width = (self.spread.value - 1) / squares.std(correction=0)
-        return shift * root, width * root
-
-    def _resolution(self, false_alarm: float) -> str:
-        """States how large an error of the guide is detected with a probability of 90%."""
-        scale, place = self.resolution(false_alarm)
-        return (
-            f"with {count_of(len(self.ranks), 'datum')}, an error of {scale:.0%} in the scale of "
-            f"normal draws, or of {place:.2g} sd in their mean, is detected with a probability of "
-            "90%"
-        )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
         r"""Returns the smallest detectable errors of the guide's scale and of the guide's mean.

@@ -35,6 +35,7 @@ from ..programs import Program, simulate
 from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys, seeded
+from ..results import combined
 from ..stats.chains import arviz_generation
 from .deterministic import data_axes, deterministic
 
@@ -359,11 +360,8 @@ def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labell
     """Simulates data from the first `draws` draws of each datum's z, with a seed per datum."""
     if draws == 0:
         return {}
-    rows = [
-        _simulation(program, block.batch, row, key, block.z[:draws, row])
-        for row, key in enumerate(block.predictive_keys)
-    ]
-    observed = {name: torch.stack([r[name] for r in rows], 1) for name in program.observed_names}
+    values = _simulated(program, block.batch, block.predictive_keys, block.z[:draws], {})
+    observed = {name: values[name] for name in program.observed_names}
     return drawn_sites(observed, _observed_word(program))
 
 
@@ -372,43 +370,42 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
     if draws == 0:
         return {}
     axes = data_axes(program, block.batch)
-    rows = [
-        _simulation(program, block.batch, row, key, draws, axes)
-        for row, key in enumerate(block.prior_keys)
-    ]
-    stacked = {name: torch.stack([r[name] for r in rows], dim=1) for name in rows[0]}
-    latents = {site.name: stacked[site.name] for site in program.latent_sites}
-    observed = {name: stacked[name] for name in program.observed_names}
-    others = {n: value for n, value in stacked.items() if n not in latents | observed}
+    values = _simulated(program, block.batch, block.prior_keys, draws, axes)
+    latents = {site.name: values[site.name] for site in program.latent_sites}
+    observed = {name: values[name] for name in program.observed_names}
+    others = {name: values[name] for name in axes}
     return {
         "prior": drawn_sites(latents, _latent_word(program)) | drawn_sites(others, None),
         "prior_predictive": drawn_sites(observed, _observed_word(program)),
     }
 
 
-def _simulation(
-    program: Program,
-    batch: Batch,
-    row: int,
-    key: int,
-    latents: Tensor | int,
-    axes: Mapping[str, int] | None = None,
+def _simulated(
+    program: Program, batch: Batch, keys: list[int], latents: Tensor | int, axes: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Simulates the datum at `row` of the batch many times.
+    """Simulates each datum many times, and returns the values of sites by name.
 
-    `latents` are the latents to use, `(draws, latents)`, or the number of draws from the prior.
+    Arguments:
+        program: The program.
+        batch: The data, which give shapes and covariates.
+        keys: A seed for each datum.
+        latents: Latents to simulate from, `(draws, rows, latents)`, or the number of prior draws.
+        axes: The axis of data of each deterministic site whose values are returned, too.
 
-    Returns the values of latent and observed sites by name, `(draws, *site)`. With `axes`, the
-    axis of data of deterministic sites by name, the values of these sites are returned, too.
+    Returns:
+        Values of all latent and observed sites, `(draws, rows, *site)`.
     """
-    draws = latents if isinstance(latents, int) else len(latents)
-    values = {} if isinstance(latents, int) else program.constrain(latents)[0]
-    seeded(key)
-    run = program.run_forward(repeat_rows(take_rows(batch, slice(row, row + 1)), draws), values)
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
-    found = {name: run[name].value_by_datum(program.plate_dim) for name in names}
-    others = run.deterministic if axes else {}
-    return found | {name: others[name].movedim(axis, 0) for name, axis in (axes or {}).items()}
+    draws = latents if isinstance(latents, int) else len(latents)
+    parts = []
+    for row, key in enumerate(keys):
+        values = {} if isinstance(latents, int) else program.constrain(latents[:, row])[0]
+        seeded(key)
+        run = program.run_forward(repeat_rows(take_rows(batch, slice(row, row + 1)), draws), values)
+        others = {name: run.deterministic[name].movedim(axis, 0) for name, axis in axes.items()}
+        parts.append(others | {n: run[n].value_by_datum(program.plate_dim) for n in names})
+    stacked: dict[str, Tensor] = combined(parts, torch.stack, 1)
+    return stacked
 
 
 def _sizes(

@@ -1,6 +1,6 @@
 """Plots of estimates: several guides side by side, parts of the inference gap, values per datum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,9 +62,13 @@ def plot_comparison(
     # The quantities of a guide are spread over half the distance between guides.
     shifts = np.linspace(-0.25, 0.25, len(quantities)) if len(quantities) > 1 else np.zeros(1)
     for number, (quantity, shift) in enumerate(zip(quantities, shifts, strict=True)):
-        places = [place + shift for place, row in enumerate(numbers.values()) if quantity in row]
-        pairs = [row[quantity] for row in numbers.values() if quantity in row]
-        _draw_estimates(ax, np.array(places), pairs, {"label": quantity, **style(number)})
+        guides = enumerate(numbers.values())
+        pairs = {place + shift: guide[quantity] for place, guide in guides if quantity in guide}
+        places, (values, errors) = np.array(list(pairs)), np.array(list(pairs.values())).T
+        look: dict[str, Any] = {"linestyle": "none", "capsize": 3, "markersize": 6, **style(number)}
+        ax.errorbar(values, places, xerr=errors, label=quantity, **look)
+        for place, pair in pairs.items():
+            _write_beside(ax, place, plus_minus(*pair), look["color"])
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
     ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="nats per datum (± 1 standard error)")
     ax.locator_params(axis="x", nbins=_MOST_TICKS)
@@ -74,20 +78,10 @@ def plot_comparison(
     return without_box(ax)
 
 
-def _draw_estimates(
-    ax: "Axes",
-    places: NDArray[Any],
-    pairs: Sequence[tuple[float, float]],
-    look: dict[str, Any],
-) -> None:
-    """Draws one quantity of all guides that have it, and writes the numbers at the right."""
-    values, errors = np.array(pairs).T
-    ax.errorbar(values, places, xerr=errors, linestyle="none", capsize=3, markersize=6, **look)
-    note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
-    for place, pair in zip(places, pairs, strict=True):
-        ax.text(
-            1.02, place, typeset(plus_minus(*pair)), color=look["color"], fontsize="small", **note
-        )
+def _write_beside(ax: "Axes", place: float, text: str, colour: str | None = None) -> None:
+    """Writes numbers at the right of the axes, at this height."""
+    look: dict[str, Any] = {"va": "center", "color": colour, "fontsize": "small"}
+    ax.text(1.02, place, typeset(text), transform=ax.get_yaxis_transform(), **look)
 
 
 # Blue, light orange, green, pink: neighbours differ in grey print, too, and by their hatching.
@@ -131,6 +125,7 @@ def plot_gaps(
     numbers, names = estimates_of(parts, "gap")
     ax = axes_or_new(ax, (6.4, 1.2 + 0.45 * len(numbers)))
     starts = np.zeros(len(numbers))
+    bar: dict[str, Any] = {"linestyle": "none", "ecolor": "black", "capsize": 3, "elinewidth": 1.2}
     for number, name in enumerate(names):
         pairs = np.array([row.get(name, (0.0, 0.0)) for row in numbers.values()])
         finite = np.isfinite(pairs) & np.isfinite(pairs[:, :1])
@@ -138,29 +133,17 @@ def plot_gaps(
         look: dict[str, Any] = {"label": name, "edgecolor": "white", "linewidth": 0.0}
         look["color"] = _COLOURS[number % len(_COLOURS)]
         look["hatch"] = _HATCHES[number % len(_HATCHES)]
-        _draw_part(ax, starts, pairs, look)
-        starts = starts + pairs[:, 0]
-    _write_numbers(ax, list(numbers.values()))
+        places, ends = np.arange(len(numbers)), starts + pairs[:, 0]
+        ax.barh(places, pairs[:, 0], _HEIGHT, left=starts, **look)
+        ax.errorbar(ends, places, xerr=pairs[:, 1], **bar)
+        starts = ends
+    for place, row in enumerate(numbers.values()):
+        _write_beside(ax, place, " + ".join(plus_minus(*pair) for pair in row.values()))
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
     ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="gap (nats per datum, ± 1 standard error)")
     ax.axvline(0.0, color="0.25", linewidth=0.8)
     legend_above(ax)
     return without_box(ax)
-
-
-def _draw_part(ax: "Axes", starts: NDArray[Any], pairs: NDArray[Any], look: dict[str, Any]) -> None:
-    """Draws one part of all guides' gaps, from `starts`; `pairs` has values and errors."""
-    places, (values, errors) = np.arange(len(starts)), pairs.T
-    ax.barh(places, values, _HEIGHT, left=starts, **look)
-    bar: dict[str, Any] = {"linestyle": "none", "ecolor": "black", "capsize": 3, "elinewidth": 1.2}
-    ax.errorbar(starts + values, places, xerr=errors, **bar)
-
-
-def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> None:
-    note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
-    for place, row in enumerate(rows):
-        text = " + ".join(typeset(plus_minus(*pair)) for pair in row.values())
-        ax.text(1.02, place, text, fontsize="small", **note)
 
 
 def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None" = None) -> "Axes":

@@ -93,7 +93,11 @@ def plot_learning_curves(
     _limit_elbo(ax, [trace.elbo for trace in chain.from_iterable(traces.values())])
     ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
     ax.locator_params(axis="x", integer=True)
-    legend_above(ax, _legend_entries(traces))
+    entries = handles(traces)
+    if any(len(pair) > 1 for pair in traces.values()):
+        entries.append(entry("training", color="0.3", linestyle="-"))
+        entries.append(entry("validation", color="0.3", linestyle="--"))
+    legend_above(ax, entries)
     return without_box(ax)
 
 
@@ -137,14 +141,6 @@ def _limit_elbo(ax: "Axes", values: Iterable[NDArray[Any]]) -> None:
     low = min(low, max(min(elbo.min() for elbo in finite), 2 * low - high))
     margin = 0.05 * (high - low) or 1.0  # a single value: one nat above and below
     ax.set_ylim(low - margin, high + margin)
-
-
-def _legend_entries(traces: Mapping[str, Sequence[Trace]]) -> list[Any]:
-    entries = handles(traces)
-    if any(len(pair) > 1 for pair in traces.values()):
-        entries.append(entry("training", color="0.3", linestyle="-"))
-        entries.append(entry("validation", color="0.3", linestyle="--"))
-    return entries
 
 
 def plot_signal_to_noise(
@@ -322,6 +318,7 @@ def plot_rate_distortion(
 
 
 def _points(name: str, curve: tuple[Any, Any], weights: NDArray[Any]) -> _Points:
+    """Returns the points of a curve, after checking that there is one for each beta."""
     (rate, rate_error), (distortion, error) = (_column(name, pair, weights) for pair in curve)
     return _Points(rate, distortion, (rate_error, error))
 

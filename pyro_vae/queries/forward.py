@@ -110,8 +110,16 @@ def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor
     Returns the values that replace the first tensor of the batch, `(draws, batch, *datum)`.
     """
     _check_continuous(program)
-    pieces = z.split(max(1, _ROWS_AT_ONCE // len(batch[0])))
-    return torch.cat([_piece(program, piece, batch, read) for piece in pieces])
+    parts = []
+    for piece in z.split(max(1, _ROWS_AT_ONCE // len(batch[0]))):
+        rows = repeat_rows(batch, len(piece))
+        run = generated(program, piece, rows)
+        values = {name: read(run[name]) for name in program.observed_names}
+        first = values[program.observed_names[0]]
+        is_whole = len(values) == 1 and first.shape == rows[0].shape
+        data = first if is_whole else with_observed(program, rows, values, fill=True)[0]
+        parts.append(data.unflatten(0, piece.shape[:2]))
+    return torch.cat(parts)
 
 
 def _check_continuous(program: Program) -> None:
@@ -122,16 +130,6 @@ def _check_continuous(program: Program) -> None:
             f"{list(program.structure.enumerated)}, which are summed out: add to the model "
             "the methods decode(z) and sample_data(z), which take only the continuous latents"
         )
-
-
-def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
-    rows = repeat_rows(batch, len(z))
-    run = generated(program, z, rows)
-    values = {name: read(run[name]) for name in program.observed_names}
-    first = values[program.observed_names[0]]
-    is_whole = len(values) == 1 and first.shape == rows[0].shape
-    data = first if is_whole else with_observed(program, rows, values, fill=True)[0]
-    return data.unflatten(0, z.shape[:2])
 
 
 def _value(site: TracedSite) -> Tensor:
