@@ -58,7 +58,7 @@ _TERMS_IN_ALL = 50_000_000  # densities that take a second; with many data, each
 _CHECKED_POINTS = 16  # number of points at which a density is compared with a normal density
 _AS_A_NORMAL = 0.01  # nats; rounding in float32 makes equal densities differ by less
 _JOINT_DRAWS = 1000  # most draws in the joint test; with 999 permutations it takes half a second
-_FEWEST = 10  # data: with fewer, no permutation test is significant at a usual level
+_FEWEST = 10  # least number of data: with fewer, no permutation test is significant
 
 
 def is_negligible(estimate: Estimate) -> bool:
@@ -195,7 +195,7 @@ def surgery(
     prior, likelihood, log_q = join([weights for _, weights in blocks], axis=1)
     means = map(_mean, (log_q - aggregate, aggregate - prior, log_q - prior, -likelihood))
     information, mismatch, rate, distortion = means
-    rate = Estimate(information.value + mismatch.value, rate.error)  # to the last digit
+    rate = Estimate(information.value + mismatch.value, rate.error)  # so the parts add up
     elbo = Estimate(-rate.value - distortion.value, _mean(prior + likelihood - log_q).error)
     parts = (information, mismatch, rate, distortion, elbo)
     return Surgery(*parts, math.log(len(log_q.mT)), draws, inference.program.conditions)
@@ -341,7 +341,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
 
 
 def _require_normal(normals: Normals | None, subject: str) -> Normals:
-    """Returns the normals; if they are None, `subject` starts the error message."""
+    """Returns the normals; if they are None, raises an error about `subject`."""
     if normals is None:
         raise UnknownDensity(
             f"{subject} not normal, so the density of a single latent is unknown. Use "
@@ -376,7 +376,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Estimates the mean of `values`; `control` is a control variate with mean zero."""
+    """Estimates the mean of `values`, with the help of a control variate that has mean zero."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)

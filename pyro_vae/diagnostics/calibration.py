@@ -185,7 +185,7 @@ class Calibration(Result):
         high = "too low" if shift > 0 else "too high"
         if max(abs(shift), abs(width)) < 2:
             return "have the wrong shape, but about the right location and width"
-        if abs(shift) >= abs(width):  # a shift alone moves ranks to one end, and so spreads them
+        if abs(shift) >= abs(width):  # a shift moves ranks to one end: this alone widens them
             return f"are {high}"
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 

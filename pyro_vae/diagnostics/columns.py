@@ -38,7 +38,7 @@ from .calibration import Calibration
 
 _RANKS = 99  # the largest rank: ranks are percentiles
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
-_FEW = 50.0  # effective draws: shares of predictions then have standard errors of up to 0.07
+_FEW = 50.0  # effective draws; the errors of ranks are then up to 7 percentage points
 
 
 @dataclass(frozen=True, repr=False)

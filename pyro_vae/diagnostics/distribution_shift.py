@@ -172,7 +172,7 @@ def _features(block: Block) -> Float64[Tensor, "rows features"]:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """Leaves out rows with infinite features: the model gives a draw of the guide density 0."""
+    """Leaves out rows with infinite features, for which the model rules out a draw of the guide."""
     finite = features[features.isfinite().all(dim=1)]
     if len(finite) < 2:
         raise ValueError(

@@ -490,7 +490,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples, but not of point masses, which have no other one."""
+    """Removes the path gradient of samples, except point masses, which have no other gradient."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]

@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_ERRORS = 5  # standard errors by which a bound is violated: 3e-7 of tight bounds are by chance
-_CLEAR = 2  # standard errors, which are too large, since errors of correlated terms are added
+_ERRORS = 5  # standard errors: by chance, a tight bound seems violated with a probability of 3e-7
+_CLEAR = 2  # standard errors; these are overstated, since errors of correlated terms are added
 _ROUNDING = 1e-3  # nats; in float32, log densities of a thousand nats are off by 1e-4
 
 
@@ -307,7 +307,7 @@ def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> It
 
 
 def _beaten(point: TradeOff, rival: TradeOff) -> Beaten | None:
-    """Returns by how much `rival` lowers the objective of `point`; None if not clearly."""
+    """Returns by how much `rival` lowers the objective of `point`; None if within the errors."""
     beta = point.beta
     own, other = point.train, rival.train
     distortion = own.distortion.value - other.distortion.value

@@ -498,7 +498,7 @@ def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """Converts a tensor to an array with axis names; bfloat16, unknown to NumPy, to float32."""
+    """Converts a tensor to an array with axis names; NumPy has no bfloat16, so float32 is used."""
     plain = values.detach().cpu()
     return Labelled((plain.float() if plain.dtype is torch.bfloat16 else plain).numpy(), dims)
 

@@ -341,7 +341,7 @@ def posterior_draws(
         program.require_latents()
         marginal, sources = ladder.sampled_with_sources(inference, seed=seed, progress=progress)
         estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
-        # Equal rows can have different rungs; their draws are independent all the same.
+        # Equal rows may come from different estimators, and then have independent draws, too.
         rungs = (RUNGS[int(marginal.rung[rows[0]])].name for rows, _ in sources)
         parts = [
             _of_islands(inference.rows(rows), source, num_samples)

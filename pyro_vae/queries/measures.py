@@ -96,7 +96,7 @@ class RankCorrelation:
     """Spearman's rank correlation, which measures monotonic dependence and ignores units.
 
     Its standard error is estimated from the spread over batches of draws. Batches in which a
-    feature is constant, such as a rare category, say nothing about the pairs of this feature.
+    feature is constant, such as a rare category, are not used for the pairs of this feature.
 
     Arguments:
         num_samples: Draws of data.
@@ -175,7 +175,7 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Returns the log ratios of :func:`_log_ratio`, but without bias of order 1 / latents."""
+    """Corrects :func:`_log_ratio` for its bias of order 1/M, where M is the number of latents."""
     first, second = (_log_ratio(half) for half in log_p.chunk(2, dim=1))
     return 2 * _log_ratio(log_p) - (first + second) / 2
 

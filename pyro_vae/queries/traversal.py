@@ -33,7 +33,7 @@ from ..randomness import row_keys
 from ..results import Result, at_rows
 from .forward import decoded
 
-_ANTIPODAL = 1e-6  # radians; nearer to half a turn, rounding would choose the direction
+_ANTIPODAL = 1e-6  # radians; if two points are closer to opposite, rounding directs the arc
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class Spherical:
                 "pv.queries.Linear()"
             )
         start, end = a / radii[0], b / radii[1]
-        # From both chords: the arc cosine of the product loses half of its digits near 0 and pi.
+        # The angle is from both chords: near 0 and pi, an arc cosine would lose half of its digits.
         chords = [
             (end - start).norm(dim=-1, keepdim=True),
             (end + start).norm(dim=-1, keepdim=True),
@@ -142,7 +142,7 @@ LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 
 _MIDDLE = (1 / 6, 5 / 6)  # levels that enclose the middle two thirds
 _CERTAIN = 3.0  # standard deviations that stand for a change in probability from 0 to 1
-_TINY = 1e-3  # least value before logarithms: some decoded means may be below 0
+_TINY = 1e-3  # smaller values are replaced by it before logarithms: decoded means may be below 0
 _SHOWN = 5  # columns of a table that are drawn by default
 _DRAWS = 2000  # the level of the 2.5% quantile then has a standard error of 0.4%
 
