@@ -50,8 +50,8 @@ from .information import draws_per_datum, log_aggregate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# In nats. A latent at the threshold of active units, whose means have a variance of 1% of the prior
-# variance, has half as much information.
+# In nats. A latent whose posterior means have 1% of the prior variance (the threshold of active
+# units) has half as much information.
 NEGLIGIBLE = 0.01
 _TERMS_AT_ONCE = 2_000_000  # points times data times latents; 16 MB in float64
 _TERMS_IN_ALL = 50_000_000  # densities that take a second; with many data, each gets fewer draws

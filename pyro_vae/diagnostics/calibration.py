@@ -243,7 +243,7 @@ def simulation_based_calibration(
     The ranks show whether the guide is the posterior for data simulated from the model. Simulated
     data may differ from your data. Calibration is an average over data: a calibrated guide may
     still be too narrow for some data and too wide for others. A :class:`pyro_vae.LocalParameters`
-    guide has no parameters for simulated data, so new ones are fitted first (`guide.fit_rows`). The
+    guide has no parameters for simulated data, so they are fitted first (`guide.fit_rows`). The
     test then concerns the family of the guide and this fit, not the trained parameters.
 
     Arguments:
@@ -251,7 +251,7 @@ def simulation_based_calibration(
             tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: Rows that give the shapes and the covariates. The observed values are replaced by
-            simulated ones.
+            simulated values.
         num_data: Number of data to simulate, by default one per row; rows are used in turn. With
             1,000 data, an error of 8% in a scale is detected.
         num_samples: Draws of the guide per datum, :math:`L`; if L + 1 has many divisors, a

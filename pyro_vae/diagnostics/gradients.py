@@ -29,7 +29,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .._types import Batch, Data, Estimate, ProgramLike
+from .._types import Batch, Data, Distribution, Estimate, ProgramLike
 from ..evidence.weights import conditioned
 from ..formatting import count_of, plus_minus
 from ..guides.entry import updated_by_maps
@@ -494,9 +494,7 @@ class _NoPath(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or not fn.has_rsample:
-            return
-        if not isinstance(fn, dist.Delta):
+        if not msg["is_observed"] and fn.has_rsample and not isinstance(fn, dist.Delta):
             msg["fn"] = _Detached(fn)
 
 
@@ -506,7 +504,7 @@ class _Detached(dist.TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's declaration)
     has_rsample = False
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Distribution) -> None:
         self.base = base
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
@@ -526,9 +524,7 @@ class _Detached(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Returns draws without a gradient."""
-        with torch.no_grad():
-            drawn: Tensor = self.base.sample(torch.Size(sample_shape))
-        return drawn.detach()
+        return self.base.sample(torch.Size(sample_shape)).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density of the wrapped distribution, with its gradient."""

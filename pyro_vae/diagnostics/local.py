@@ -20,7 +20,7 @@ from ..evidence.weights import conditioned, draw_rows
 from ..formatting import count_of
 from ..programs import Program
 from ..randomness import generator, row_keys, stream
-from ..results import Doubt, Doubts, PerDatum
+from ..results import Doubt, Doubts, PerDatum, with_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,12 +101,8 @@ class PValues(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns p-values with errors, the statistic, and the rejections, by name."""
-        return {
-            "p_value": self.value,
-            "p_value_error": self.error,
-            "statistic": self.statistic,
-            "rejected": self.rejected(),
-        }
+        columns = {"statistic": self.statistic, "rejected": self.rejected()}
+        return with_errors({"p_value": self.p_value}) | columns
 
     def summary(self, control: stats.Control | None = None) -> str:
         """States for how many data the hypothesis is rejected, and how many cannot be tested."""

@@ -452,7 +452,7 @@ def _why_not_simulated(program: Program, batch: Batch) -> str:
     return ""
 
 
-def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
+def datum_labels(names: Sequence[str] | None, num_data: int) -> NDArray[Any]:
     """Returns labels for the axis `datum`: the names, which must differ, or numbers from 0."""
     if names is None:
         return np.arange(num_data)

@@ -69,7 +69,7 @@ from ..formatting import count_of, on_condition
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, undisturbed, uniforms
-from ..results import Doubt, Doubts, PerDatum, at_rows, join
+from ..results import Doubt, Doubts, PerDatum, at_rows, join, with_errors
 from ..stats.checks import weighted_moments
 from .deterministic import deterministic
 from .draws import Attributes, Labelled, build, constrained, datum_labels, drawn_sites, labelled
@@ -185,15 +185,8 @@ class PosteriorDraws(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns columns of a table: shift and scale with errors, ESS, R-hat, accepted rung."""
-        return {
-            "shift": self.value,
-            "shift_error": self.error,
-            "scale": self.scale.value,
-            "scale_error": self.scale.error,
-            "ess": self.ess,
-            "r_hat": self.r_hat,
-            "rung": self.log_marginal.rung,
-        }
+        diagnostics = {"ess": self.ess, "r_hat": self.r_hat, "rung": self.log_marginal.rung}
+        return with_errors({"shift": self.estimate, "scale": self.scale}) | diagnostics
 
     def summary(self) -> str:
         """States how far the guide is from the posterior, and how far to trust the draws."""

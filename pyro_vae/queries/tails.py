@@ -41,7 +41,7 @@ from ..programs.missing import has_missing
 from ..programs.modes import device_of
 from ..programs.pieces import first_rows
 from ..randomness import stream
-from ..results import Doubts, PerDatum, join, with_rows
+from ..results import Doubts, PerDatum, join, with_errors, with_rows
 from .forward import simulating
 from .weighted import default_estimator, guide_for, require_holes, with_holes
 
@@ -104,13 +104,8 @@ class Outliers(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns tail probability and log p of every datum with errors, and the flags, by name."""
-        return {
-            "tail_probability": self.value,
-            "tail_probability_error": self.error,
-            "log_p": self.log_p.value,
-            "log_p_error": self.log_p.error,
-            "flagged": self.flagged(),
-        }
+        estimates = {"tail_probability": self.estimate, "log_p": self.log_p.estimate}
+        return with_errors(estimates) | {"flagged": self.flagged()}
 
     def plot(self) -> NDArray[Any]:
         """Plots log p of data and reference, and the tail probabilities; needs matplotlib."""
