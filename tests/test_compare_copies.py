@@ -198,7 +198,9 @@ def test_what_cannot_be_copied_is_refused() -> None:
     box = Box()
     box.net = Model().decoder  # type: ignore[attr-defined]
     pair = Pair(lambda y: generate(y, box.net, 1.0), ByEncoder())  # type: ignore[attr-defined]
-    with pytest.raises(TypeError, match=r"share 2 tensor.*make them parameters"):
+    with pytest.raises(
+        TypeError, match=r"must not share .* 2 shared tensors.*make them parameters"
+    ):
         compared(pair)
     fixed = compared(pair, train_model=False)
     assert torch.isfinite(numbers(fixed)["author"]).all()

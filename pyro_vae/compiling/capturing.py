@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from ..programs.modes import capturing_data, require_cache
 from .forms import FORMS, onednn_product
 
-Outputs = Sequence[Tensor]
+Outputs = Tensor | Sequence[Tensor]
 
 # Functions that read a number out of a tensor, and the value that Pyro's own code gets instead.
 _READS = {
@@ -192,7 +192,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
     caller must restore the tensors and the random stream where necessary.
 
     Arguments:
-        function: Called with `args`; returns a sequence of tensors. The function may compute
+        function: Called with `args`; returns a tensor or several. The function may compute
             gradients and change tensors in place.
         args: Tensors; replays get other tensors of the same shapes and dtypes.
         missing: Whether the data have nan entries, which mean "not observed".

@@ -169,7 +169,9 @@ class Graphs:
         self._method = name_of(model)  # an object may have several methods
         self._kept = kept_with(model)
         if not self.is_off:
-            self._kept.drop_replaced(self._method, _tensors_of(model))
+            modules = modules_of(model)
+            tensors = [part for one in modules for part in (*one.parameters(), *one.buffers())]
+            self._kept.drop_replaced(self._method, tensors)
 
     @contextmanager
     def counted(self, name: Hashable, rows: int, *, with_backward: bool = False) -> Iterator[None]:
@@ -246,12 +248,6 @@ class Graphs:
         self.is_off = True
         if self.is_requested:
             warn(f"{self.what} are evaluated eagerly, not compiled: {reason}")
-
-
-def _tensors_of(model: ProgramLike) -> list[Tensor]:
-    """Returns the parameters and buffers of all modules that a model uses."""
-    modules = modules_of(model)
-    return [part for one in modules for part in (*one.parameters(), *one.buffers())]
 
 
 def compiled(

@@ -24,7 +24,7 @@ References:
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from .graphs import on_trial, require_agreement
 STEPS = 64  # per call; Ctrl-C and checkpoints have to wait for the end of a call
 _PARAMETERS = 2**16  # with more, joining the gradients takes longer than a call from Python
 _PRODUCTS = 2**24  # parameters times rows: such a step takes a few milliseconds
-_CHANGED = 6  # tensors that a step changes
+_CHANGED = 6  # inputs of the loop that a step changes; they are the first
 
 
 class Settings(NamedTuple):
@@ -153,7 +153,9 @@ class Loop:
         self.places = [places.get(id(part)) for part in step.held]
         pairs = zip(step.held, self.places, strict=True)
         self.others = [part.detach() for part, place in pairs if place is None]
-        _require_separate(self.others, parameters)
+        own = {part.untyped_storage().data_ptr() for part in parameters}
+        if any(part.untyped_storage().data_ptr() in own for part in self.others):
+            raise NotCaptured("a step uses views of trained tensors")
         joined = torch.cat([part.detach().reshape(-1) for part in parameters])
         vectors = [joined, joined.clone(), joined.clone()]
         inputs = self._inputs([torch.arange(size, device="cpu")], Values(), _FIRST, vectors)
@@ -258,19 +260,12 @@ class Loop:
         return [next(left) if place is None else pieces[place] for place in self.places]
 
 
-def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
+def _condition(*inputs: Tensor) -> Tensor:
     """Whether the loop goes on: a step is left, and the last step's numbers were finite."""
-    count = rest[_CHANGED - 2]
+    taken, report, count = inputs[0], inputs[1], inputs[_CHANGED]
     return (taken < count) & (report[0] > 0)
 
 
 def _are_equal(now: Tensor, before: Tensor) -> bool:
     """Whether two tensors are equal in all entries of `now` that are not nan."""
     return bool(((now == before) | now.isnan()).all())
-
-
-def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses a step that uses views of parameters, or other tensors in the same memory."""
-    own = {part.untyped_storage().data_ptr() for part in parameters}
-    if any(part.untyped_storage().data_ptr() in own for part in others):
-        raise NotCaptured("a step uses views of trained tensors")

@@ -213,10 +213,10 @@ class Copies:
         if shared:
             name = name_of(program)
             raise TypeError(
-                f"a trainable copy of '{name}' would share {count_of(len(shared), 'tensor')} with "
-                f"'{name}' itself, the first of shape {tuple(shared[0].shape)}: register these "
-                f"tensors with pyro.param, or make them parameters of an nn.Module that '{name}' "
-                "uses"
+                f"a trainable copy of '{name}' must not share trainable tensors with '{name}'; got "
+                f"{count_of(len(shared), 'shared tensor')}, the first of shape "
+                f"{tuple(shared[0].shape)}: register these tensors with pyro.param, or make them "
+                f"parameters of an nn.Module that '{name}' uses"
             )
         made = alone if alone.has_statements or leaves is None else made
         self._programs.append((program, made))

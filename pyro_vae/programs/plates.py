@@ -211,10 +211,10 @@ class PlateIndex(Tensor):
             return False
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
-                f"the index of plate '{self.plate}' picks from a tensor, and it is not known "
-                "whether the tensor has the order of the batch or of the data set: all three have "
-                "the same length, but batch and data set may differ in their order. Keep the data "
-                "in order, and pass `rows=torch.arange(num_data)`"
+                f"the index of plate '{self.plate}' picks from a tensor that may have the order of "
+                "the batch or of the data set: tensor, batch and data set have the same length, "
+                "but batch and data set may differ in their order. Keep the data in order, and "
+                "pass `rows=torch.arange(num_data)`"
             )
         return tensor.requires_grad
 

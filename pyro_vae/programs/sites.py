@@ -133,7 +133,17 @@ class LatentSite:
 
 
 def global_site(site: TracedSite) -> GlobalSite:
-    """Finds the layout of a latent site that is outside the plate over data."""
+    """Finds the layout of a latent site that is outside the plate over data.
+
+    Raises:
+        ValueError: If the site is discrete, or no transform to its support is known.
+    """
+    if site.is_discrete:
+        raise ValueError(
+            f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
+            "shared by all data, but guides support only continuous global sites: make this site "
+            "continuous, or fix each value in turn with pyro.condition and compare the results"
+        )
     support = _with_bounds(support_of(site.distribution), lambda bound: bound)
     transform = _transform_to(site.name, support)
     with torch.no_grad():

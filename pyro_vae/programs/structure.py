@@ -124,7 +124,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     continuous = [site for site in latent if not site.is_discrete]
     observed = tuple(site.name for site in inside if site.is_observed)
     _require_both([site.name for site in latent], observed, model, batch, plate)
-    shared = tuple(_global_site(site) for site in latent_outside)
+    shared = tuple(global_site(site) for site in latent_outside)
     values = combinations((two[name] for name in enumerated), dim)
     first = continuous[0].value if continuous else inside[0].log_prob
     start, spread = _prior_median(model, row, plate, shared, first)
@@ -476,17 +476,6 @@ def _require_both(
         f"a program must have a latent and an observed site in plate '{plate}'; got the "
         f"latent sites {latent} and the observed sites {list(observed)}: {remedy}"
     )
-
-
-def _global_site(site: TracedSite) -> GlobalSite:
-    """Finds the layout of a latent site that all data share; refuses a discrete site."""
-    if site.is_discrete:
-        raise ValueError(
-            f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
-            "shared by all data, but guides support only continuous global sites: make this site "
-            "continuous, or fix each value in turn with pyro.condition and compare the results"
-        )
-    return global_site(site)
 
 
 def _prior_median(
