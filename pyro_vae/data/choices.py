@@ -16,17 +16,7 @@ from jaxtyping import Shaped
 from .._warnings import warn_of_column
 from ..formatting import count_of, first_few
 from .entries import Source, entries_of, first_code, is_share_or_money, mixed, stands_for_missing
-from .kinds import (
-    FEW,
-    Binary,
-    Categories,
-    Count,
-    Kind,
-    Ordered,
-    Positive,
-    Real,
-    Time,
-)
+from .kinds import FEW, Binary, Categories, Count, Kind, Ordered, Positive, Real, Time
 from .marks import warn_of_numbers, warn_of_zeros
 from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, missing_marks, of_kind
@@ -381,7 +371,7 @@ def _cells(raw: RawColumn) -> list[str]:
     return ["" if word is None else str(word).strip() for word in raw.values]
 
 
-def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> RawColumn:
+def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> RawColumn:
     """Converts a column of strings to numbers or booleans, unless its entries are words.
 
     Arguments:

@@ -279,6 +279,11 @@ def number(cell: str, *, comma: bool) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
+def is_word(cell: str) -> bool:
+    """Whether a cell holds no number, neither with a decimal point nor with a decimal comma."""
+    return number(cell, comma=True) is None
+
+
 def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
     """Rewrites a cell in Python's notation if it is a number.
 

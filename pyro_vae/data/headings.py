@@ -12,13 +12,16 @@ SAMPLED = 200  # lines looked at to find the separator and the header
 _NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' sign for none
 
 
+def column_of(rows: list[list[str]], place: int) -> list[str]:
+    """Returns the cells at a position, of all rows that are long enough."""
+    return [row[place] for row in rows if place < len(row)]
+
+
 def are_names(rows: list[list[str]]) -> bool:
     """Whether the first line's cells all differ, and numbers stand below at least one of them."""
     names, below = rows[0], rows[1:SAMPLED]
-    above = any(
-        mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
-        for place in range(len(names))
-    )
+    columns = [column_of(below, place) for place in range(len(names))]
+    above = any(mostly_numbers(column, comma=True) for column in columns)
     return above and len(set(names)) == len(names)
 
 
@@ -33,7 +36,7 @@ def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     def is_word(cell: str) -> bool:
         return number(cell, comma=comma) is None
 
-    columns = [[row[i] for row in below if i < len(row)] for i in range(len(first))]
+    columns = [column_of(below, place) for place in range(len(first))]
     for cell, column in zip(first, columns, strict=True):
         known = [entry for entry in column if entry.lower() not in MISSING]
         if cell and len(known) > 1 and all(map(is_word, known)):
@@ -111,7 +114,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
     It is far if its distance from the range of the values exceeds the width of this range.
     """
-    parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
+    parsed = [number(cell, comma=comma) for cell in column_of(below, place)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:
         return False

@@ -86,6 +86,24 @@ def center_and_scale(
     return np.asarray(center), np.where(constant, 1.0, spread)
 
 
+def _center_and_scale_of(name: str, values: Shaped[np.ndarray, " train"]) -> tuple[float, float]:
+    """Returns the mean and standard deviation of a column's training rows; refuses overflow."""
+    if np.isnan(values).all():
+        raise ValueError(
+            f"column '{name}' has no observed entry in the "
+            f"{count_of(len(values), 'training row', ',')}: drop the column, or split the rows "
+            "with another seed"
+        )
+    center, scale = map(float, center_and_scale(values))
+    if not (np.isfinite(center) and np.isfinite(scale)):
+        raise ValueError(
+            f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
+            "standard deviation is too large for float64: divide the numbers by a constant, or "
+            "take their logarithms"
+        )
+    return center, scale
+
+
 @dataclass(frozen=True)
 class Real(Kind):
     """Numbers, which are standardized.
@@ -101,21 +119,7 @@ class Real(Kind):
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
         """Learns mean and standard deviation of the entries; a constant column is not scaled."""
-        values = _numbers(name, raw)[rows]
-        if np.isnan(values).all():
-            raise ValueError(
-                f"column '{name}' has no observed entry in the "
-                f"{count_of(len(values), 'training row', ',')}: drop the column, or split the rows "
-                "with another seed"
-            )
-        center, scale = map(float, center_and_scale(values))
-        if not (np.isfinite(center) and np.isfinite(scale)):
-            raise ValueError(
-                f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
-                "standard deviation is too large for float64: divide the numbers by a constant, or "
-                "take their logarithms"
-            )
-        return cls(center, scale)
+        return cls(*_center_and_scale_of(name, _numbers(name, raw)[rows]))
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Encodes entries as floats; a missing entry becomes nan."""
@@ -156,9 +160,8 @@ class Positive(Real):
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Positive":
         """Learns the mean and standard deviation of the logarithms of the observed entries."""
-        logs = np.log(_above_zero(name, raw))
-        plain = Real.learn(name, RawColumn(logs, Holds.FLOATS, "float64"), rows)
-        return cls(0.0, float(np.exp(plain.center)), plain.scale)
+        center, spread = _center_and_scale_of(name, np.log(_above_zero(name, raw))[rows])
+        return cls(0.0, float(np.exp(center)), spread)
 
     def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         return _above_zero(name, raw)
@@ -196,9 +199,8 @@ class Time(Real):
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Time":
         """Learns the format, the mean and the standard deviation of the times."""
         pattern = "" if raw.holds is Holds.TIMES else _pattern_of(name, raw)
-        days = RawColumn(_days(name, raw, pattern), Holds.FLOATS, "float64")
-        plain = Real.learn(name, days, rows)
-        return cls(plain.center, plain.scale, pattern, step_of(days.values))
+        values = _days(name, raw, pattern)
+        return cls(*_center_and_scale_of(name, values[rows]), pattern, step_of(values))
 
     def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         return _days(name, raw, self.pattern)

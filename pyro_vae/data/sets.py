@@ -21,13 +21,7 @@ from .checks import check_batch, check_finite, warn_constant_columns
 from .choices import keeps_strings, kind_of_matrix
 from .copies import warn_of_copies
 from .dataset import Dataset
-from .files import (
-    file_kind,
-    read_frame,
-    read_idx,
-    read_table,
-    split_rows,
-)
+from .files import file_kind, read_frame, read_idx, read_table, split_rows
 from .frames import columns_of, index_of
 from .kinds import Kinds
 from .tables import Columns

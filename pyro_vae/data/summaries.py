@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from .entries import number
+from .entries import is_word, number
 
 _SUMMARY = re.compile(
     r"(grand |sub|in )?(total|totals|sum|mean|average|avg|median|std|std\.? ?dev\.?|stdev|sd|sem|"
@@ -23,7 +23,7 @@ _COMPARED = 200  # at most this many lines are compared with a sum, which must e
 
 def is_title(cells: list[str]) -> bool:
     """Whether the first cell of a line is not a number, and all other cells are empty."""
-    return number(cells[0], comma=True) is None and not any(cells[1:])
+    return is_word(cells[0]) and not any(cells[1:])
 
 
 def is_note(rows: list[list[str]], *, wide: bool) -> bool:
@@ -34,7 +34,7 @@ def is_note(rows: list[list[str]], *, wide: bool) -> bool:
     """
     cells, above = rows[-1], rows[:-1]
     if len(cells) == 1 and wide:
-        return number(cells[0], comma=True) is None and len(cells[0]) > 1
+        return is_word(cells[0]) and len(cells[0]) > 1
     if not wide:
         return len(cells) == 1 and len(rows[0]) == 2 and bool(_NOTE.match(cells[0]))
     labelled = (is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))

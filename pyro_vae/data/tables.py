@@ -43,14 +43,7 @@ from .._arguments import shown
 from .._warnings import once_for_all_columns, warn_of_column
 from ..formatting import count_of, first_few
 from .choices import kind_of, kind_of_matrix, read, warn_of_marks
-from .frames import (
-    CONTAINERS,
-    Matrix,
-    columns_of,
-    container_of,
-    names_of,
-    zone_of,
-)
+from .frames import CONTAINERS, Matrix, columns_of, container_of, names_of, zone_of
 from .kinds import (
     EVERY,
     KINDS,
@@ -259,7 +252,7 @@ class Column:
                 "are right, the model has learned nothing about such rows",
             )
 
-    def restored(self, values: Shaped[np.ndarray, " rows"], eps: float = 0.0) -> RawColumn:
+    def restored(self, values: Shaped[np.ndarray, " rows"], eps: float) -> RawColumn:
         """Decodes floats to a column with its original type and dtype.
 
         Numbers are rounded to the digits that a relative error of `eps` leaves: 74, not 73.9999997.
@@ -325,13 +318,7 @@ class Columns:
 
     @classmethod
     @once_for_all_columns()
-    def of(
-        cls,
-        frame: Any,
-        kinds: Kinds | None = None,
-        *,
-        rows: Rows = EVERY,
-    ) -> "Columns":
+    def of(cls, frame: Any, kinds: Kinds | None = None, *, rows: Rows = EVERY) -> "Columns":
         """Learns the kinds, centres and scales of a table's columns.
 
         Arguments:

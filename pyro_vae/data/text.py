@@ -50,6 +50,7 @@ from .entries import (
     has_decimal_commas,
     has_decimal_points,
     is_missing,
+    is_word,
     mostly_numbers,
     number,
     place_of_ambiguous,
@@ -61,6 +62,7 @@ from .headings import (
     are_apart,
     are_names,
     are_second_parts,
+    column_of,
     has_names_of_rows,
     is_units,
     names_of_two_lines,
@@ -247,7 +249,7 @@ def _between_notes(path: Path, found: Lines) -> Lines:
         len(cells) > width for _, cells in found[:head]
     ):
         head = 0
-    if not all(number(cell, comma=True) is None for cell in found[head][1]):
+    if not all(map(is_word, found[head][1])):
         head = 0
     foot = len(found)
     while foot > head + 1 and is_note([cells for _, cells in found[:foot]], wide=width > 2):
@@ -272,11 +274,11 @@ def _names_in_comment(comments: list[str], separator: str, found: Lines, layout:
     widths = {len(row) for row in rows}
     if cells and not cells[0]:  # as in #,name,size, whose first name is #
         cells = cells[1:] if widths == {len(cells) - 1} else ["#", *cells[1:]]
-    words = all(cell and number(cell, comma=True) is None for cell in cells)
+    words = all(cell and is_word(cell) for cell in cells)
     fits = len(cells) > 1 and widths == {len(cells)}
     if layout.header and cells[:1] != ["#"]:  # the user says that the line below holds the names
         return []
-    if not (words and fits) or all(cell and number(cell, comma=True) is None for cell in rows[0]):
+    if not (words and fits) or all(cell and is_word(cell) for cell in rows[0]):
         return []
     return [(len(comments), cells)]
 
@@ -436,7 +438,7 @@ def _without_repeated_names(
 def _repeat(names: list[str], row: list[str]) -> bool:
     """Whether two or more words in a row are the names of their columns."""
     same = [cell for name, cell in zip(names, row, strict=True) if cell and cell == name]
-    return sum(number(cell, comma=True) is None for cell in same) > 1
+    return sum(map(is_word, same)) > 1
 
 
 def _lines(found: Lines) -> str:
@@ -461,26 +463,19 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
 def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
     """Whether the first line holds column names; warns if this is a guess."""
     first, below = rows[0], [row for row in rows[1:SAMPLED] if row != rows[0]]
-    words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
-    cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
-    if any(
-        word and are_times([name]) and are_times([entry for entry in cell if entry])
-        for name, (word, cell) in zip(first, cells, strict=True)
-    ):
+    words = [i for i, cell in enumerate(first) if cell and number(cell, comma=comma) is None]
+    columns = {i: column_of(below, i) for i in words}
+    if any(are_times([first[i]]) and are_times(list(filter(None, columns[i]))) for i in words):
         return False  # a date above dates is not a name
-    if any(words):
-        under = any(
-            word and (mostly_numbers(cell, comma=comma) or are_times(cell)) for word, cell in cells
-        )
-        again = [word and name in cell for name, (word, cell) in zip(first, cells, strict=True)]
-        if under:
-            return True
-        if all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True)):
-            return not all(again)
-        if any(again):
-            return False
+    if any(mostly_numbers(columns[i], comma=comma) or are_times(columns[i]) for i in words):
+        return True
+    again = [first[i] in columns[i] for i in words]
+    if words and all(i in columns or cell.lower() in MISSING for i, cell in enumerate(first)):
+        return len(words) < len(first) or not all(again)
+    if any(again):
+        return False
     if not are_apart(first, below, comma=comma):
-        if any(words) and len(below) > 1:  # none of the words occurs again in its column
+        if words and len(below) > 1:  # none of the words occurs again in its column
             say(
                 path,
                 f"the first line ({first_few(map(repr, first))}) is taken for a row: if it holds "

@@ -6,7 +6,7 @@ of different saves cannot be mixed. The folder is written atomically.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from .._types import ProgramLike
-from .._warnings import warn
 from ..formatting import first_few
 from ..guides.entry import model_of
 from ..randomness import forked
@@ -27,7 +26,7 @@ from ..writing import Kind, existing_folder, require_place, whole_folder
 from .cards import CARD, card
 from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
 from .parts import Part, check_types, describe, differences, module_of, rebuild, tensors_of
-from .store import constraint_from_json, constraint_of, fill_store, parameters_outside
+from .store import constraint_from_json, fill_store, read_store
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
 """Values that JSON can hold."""
@@ -103,26 +102,25 @@ def save(
         )
     target = require_place_for_model(Path(folder))
     programs = {"model": model} if guide is None else {"model": model, "guide": guide}
-    tensors: dict[str, bytes] = {
+    contents = {
         role: safetensors.torch.save(tensors_of(role, program))
         for role, program in programs.items()
     }
+    parts = describe(programs)
     header: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "library_version": __version__,
         "about": require_notes(about or {}),
+        **{part.role: asdict(part) for part in parts},
     }
-    parts = describe(programs)
     if any(part.architecture is None or not part.made_by.startswith(_OWN) for part in parts):
-        rules, values = _of_store(programs.values())
+        rules, values = read_store(programs.values())
         if rules:
-            tensors[STORE] = values
-            header[STORE] = {"constraints": rules, "sha256": hashlib.sha256(values).hexdigest()}
-    for part in parts:
-        digest = hashlib.sha256(tensors[part.role]).hexdigest()
-        header[part.role] = {**asdict(part), "sha256": digest}
-    files = {f"{role}.safetensors": content for role, content in tensors.items()}
+            contents[STORE], header[STORE] = safetensors.torch.save(values), {"constraints": rules}
+    for role, content in contents.items():
+        header[role]["sha256"] = hashlib.sha256(content).hexdigest()
+    files = {f"{role}.safetensors": content for role, content in contents.items()}
     files[HEADER] = json.dumps(header, indent=1, allow_nan=False).encode()
     if len(files[HEADER]) > MAX_HEADER:
         raise ValueError(
@@ -133,29 +131,6 @@ def save(
     with whole_folder(target) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
-
-
-def _of_store(programs: Iterable[ProgramLike]) -> tuple[dict[str, Any], bytes]:
-    """Returns constraints, and a safetensors file of values, of the parameters in Pyro's store.
-
-    Parameters that belong to a module of a program are left out.
-
-    Warns:
-        UserWarning: If a parameter has a constraint that cannot be saved.
-    """
-    values = parameters_outside(programs)
-    rules = {name: constraint_of(name) for name in values}
-    left = [name for name, rule in rules.items() if rule is None]
-    if left:
-        warn(
-            f"{first_few(map(repr, left))} in Pyro's store cannot be saved, because pv.save does "
-            "not know the constraint: if the programs use it, save it too, with "
-            "pyro.get_param_store().save('parameters.pt')"
-        )
-    kept = {name: rule for name, rule in rules.items() if rule is not None}
-    return kept, safetensors.torch.save(
-        {name: values[name].detach().to("cpu", copy=True).contiguous() for name in kept}
-    )
 
 
 @torch.inference_mode(mode=False)  # otherwise the loaded parameters could not be trained

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from .._types import ProgramLike
+from .._warnings import warn
+from ..formatting import first_few
 from ..programs.modes import modules_of
 
 _NAMED = {name: one for name, one in vars(constraints).items() if isinstance(one, Constraint)}
@@ -26,17 +28,31 @@ _BOUNDED = {
 }
 
 
-def parameters_outside(programs: Iterable[ProgramLike]) -> dict[str, Tensor]:
-    """Returns the unconstrained parameters in Pyro's store that are in no module of a program."""
+def read_store(
+    programs: Iterable[ProgramLike],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """Returns the constraints, in JSON, and copies of the values of parameters in Pyro's store.
+
+    Parameters that belong to a module of a program are left out.
+
+    Warns:
+        UserWarning: If a parameter has a constraint that cannot be saved.
+    """
+    store = pyro.get_param_store()
     modules = [module for program in programs for module in modules_of(program)]
     held = {p.data_ptr() for module in modules for p in module.parameters()}
-    store = pyro.get_param_store().named_parameters()
-    return {name: value for name, value in store if value.data_ptr() not in held}
-
-
-def constraint_of(name: str) -> dict[str, Any] | None:
-    """Describes the constraint of a parameter in Pyro's store, as :func:`constraint_to_json`."""
-    return constraint_to_json(pyro.get_param_store().get_state()["constraints"][name])
+    values = {name: p for name, p in store.named_parameters() if p.data_ptr() not in held}
+    constraints_of = store.get_state()["constraints"]
+    found = {name: constraint_to_json(constraints_of[name]) for name in values}
+    rules = {name: rule for name, rule in found.items() if rule is not None}
+    if left := [name for name in values if name not in rules]:
+        warn(
+            f"{first_few(map(repr, left))} in Pyro's store cannot be saved, because pv.save does "
+            "not know the constraint: if the programs use it, save it too, with "
+            "pyro.get_param_store().save('parameters.pt')"
+        )
+    copies = {name: values[name].detach().to("cpu", copy=True).contiguous() for name in rules}
+    return rules, copies
 
 
 def constraint_to_json(constraint: Constraint) -> dict[str, Any] | None:
