@@ -393,20 +393,10 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _keep_inputs(path: Path, question: Question) -> None:
-    """Refuses to write results over the file of rows, or over the file that was trained on."""
-    for name in (question.data, _about(question.folder)["data"]["data"]):
-        if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
-            raise ValueError(
-                f"'{path}' holds the rows, and the results would replace this file: choose another "
-                "name for the results"
-            )
-
-
 def check_out(
     path: Path, endings: Sequence[str] = (".csv", ".parquet"), *, question: Question
 ) -> None:
-    """Refuses a path to which no file can be written, before anything is computed."""
+    """Refuses a path that cannot be written, or that holds the rows or the training data."""
     if path.suffix not in endings:
         raise ValueError(
             f"the file of results must have a name that ends in {' or '.join(endings)}; got "
@@ -415,7 +405,12 @@ def check_out(
     for module in _NEEDED.get(path.suffix, ()):
         optional(module, needed_for=f"'{path}'")
     require_file_place(path)
-    _keep_inputs(path, question)
+    for name in (question.data, _about(question.folder)["data"]["data"]):
+        if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
+            raise ValueError(
+                f"'{path}' holds the rows, and the results would replace this file: choose another "
+                "name for the results"
+            )
 
 
 def write_beside(

@@ -404,7 +404,16 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
     """Lists missing, unexpected and mismatched tensors in words; the text is "" if all fit."""
-    own, resizable, optional = module.state_dict(), _resizable(module), _optional(module)
+    own = module.state_dict()
+    parts = [(f"{name}." if name else "", part) for name, part in module.named_modules()]
+    # Row digests are buffers whose shape depends on the data; a file may lack optional buffers.
+    resizable = {f"{path}digests" for path, part in parts if isinstance(part, LocalParameters)}
+    optional = {
+        f"{path}{name}"
+        for path, part in parts
+        if isinstance(part, WithOptionalBuffers)
+        for name in part.optional
+    }
     both = [name for name in own if name in state and name not in resizable]
     mismatched = [
         f"{name} ({_form(state[name])} in the file, {_form(own[name])} here)"
@@ -420,20 +429,6 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
         "of another shape or dtype": mismatched,
     }
     return "; ".join(f"{what}: {first_few(names)}" for what, names in lists.items() if names)
-
-
-def _resizable(module: nn.Module) -> set[str]:
-    """Returns the names of row digests, which are buffers whose shape depends on the data."""
-    tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
-    return {f"{name}.digests" if name else "digests" for name in tables}
-
-
-def _optional(module: nn.Module) -> set[str]:
-    """Returns the names of a module's optional buffers, which a file may lack."""
-    parts = [
-        (n, part) for n, part in module.named_modules() if isinstance(part, WithOptionalBuffers)
-    ]
-    return {f"{name}.{own}" if name else own for name, part in parts for own in part.optional}
 
 
 def _form(tensor: Tensor) -> str:
