@@ -42,7 +42,7 @@ from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, systematic, weigh
 
 _BLOCK = 64  # number of transitions whose noise is drawn at once
-_PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # phases; each has its own stream
+_PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # each has a random stream
 _LEAST_CHAINS = 4.0  # effective chains; with fewer, a single chain dominates the estimate
 _FAR = 0.25  # distance from the target acceptance above which the pilot's steps do not suit the run
 _EVEN = 0.2  # share of an adaptive schedule that divides the pilot's temperatures evenly

@@ -145,6 +145,7 @@ class Checks:
         return torch.tensor(found, device=rows.device)
 
     def _data(self, rows: Int64[Tensor, " some"]) -> Batch:
+        """Returns the data with these row numbers."""
         return take_rows(self.batch, rows)
 
 
@@ -232,5 +233,6 @@ def shortfall(
 
 
 def _joint_error(one: LogMarginal | Estimate, other: LogMarginal | Estimate) -> Tensor:
+    """Combines the standard errors of two estimates, each capped at one nat."""
     spread = torch.hypot(one.error.clamp(max=1), other.error.clamp(max=1))
     return (spread.square() + _NEGLIGIBLE**2).sqrt()

@@ -251,6 +251,7 @@ def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
 
 
 def _bound(weights: Weights) -> EvidenceLowerBound:
+    """Computes the ELBO of every datum, with rate and distortion, from the weights."""
     elbo, doubts = mean_with_doubts(weights.log_weights)
     return EvidenceLowerBound(
         elbo=elbo,

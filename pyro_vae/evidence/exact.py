@@ -121,6 +121,7 @@ def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Integrates a quadratic log joint; returns log p(y) of every datum, and its error."""
     try:
         _require_quadratic(program, batch)
         quadratic = quadratic_of(program, batch)

@@ -33,11 +33,11 @@ from .seeking import Integrand, Seeker, highest_draws, maxima, middle_and_spread
 from .whitening import root_of
 
 _AWAY = 1e3  # distance from the center, in spreads of the prior, at which its tails are judged
-_HEAVY = 300.0  # nats that the prior may fall by at this distance; a t with 40 degrees falls by 208
+_HEAVY = 300.0  # nats: heavy tails fall by less over this distance (a t with 40 degrees by 208)
 _ROUNDS = 6  # rounds of the search; each can lead to modes that differ in one more latent
 _MOST = 64  # modes of a datum; if there are more, some may be missing
 _WIDTHS = (1.0, 5.0)  # of components at a mode; the wider one reaches into heavy tails
-_KEPT = 16  # the heaviest modes of a datum, from which fits start and which a mixture covers
+_KEPT = 16  # number of a datum's heaviest modes, for the starts of fits and for a mixture
 _DEPTH = 14.0  # nats below the heaviest mode; lighter modes are ignored
 _MOST_LATENTS = 10  # with more, maxima are sought over all latents, but not over each one alone
 
@@ -172,7 +172,7 @@ class FarModes:
 
 
 def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
-    """Adds a mode at 0 for each datum in `rows` that has no mode, as if no start was possible."""
+    """Adds a mode at 0 for each datum in `rows` for which no mode was found."""
     none = rows[~torch.isin(rows, modes.rows)]
     unit = torch.ones_like(modes.axes[:1, :, 0]).diag_embed().expand(len(none), -1, -1)
     zero = torch.zeros_like(unit[..., 0])
@@ -211,6 +211,7 @@ class _Factor(Integrand):
         return maxima(self, starts, modes.rows.repeat(2))[0]
 
     def _log_density(self, z: Tensor, *batch: Tensor) -> Tensor:
+        """Returns the log prior or the log likelihood, `(1, points)`."""
         prior, likelihood = self.program.log_densities(z, *batch)
         return prior if self.of_prior else likelihood
 

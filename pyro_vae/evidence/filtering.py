@@ -322,7 +322,7 @@ def _log_likelihood(program: Program, run: Run) -> Tensor:
 
 
 def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None:
-    """Refuses log densities that are nan or plus infinity, by the number of the datum's row."""
+    """Refuses a log likelihood that is nan or plus infinity; the message names the datum `row`."""
     if not bool((log_likelihood < torch.inf).all()):
         z = program.flatten(run.values(site.name for site in program.latent_sites))[0]
         require_numbers("log_likelihood", log_likelihood[:, None], z[:, None], [row])

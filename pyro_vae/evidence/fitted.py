@@ -45,7 +45,7 @@ from .weights import draw_rows, rows_at_once
 _START_DRAWS = 64  # number of prior draws among which the likeliest are starting points
 _LEAST_SPREAD = 1e-3  # smallest standard deviation of a start, if the guide is nearly a point
 _PROBES = 16  # number of further starts in the search for modes
-_PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # accurate enough to tell in which mode a fit ends
+_PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # points, nats: enough to tell in which mode a fit ends
 _FAR = 8.0  # squared distance divided by the sum of two variances: 4 sd for modes of equal width
 _MEMORY = 256.0  # mebibytes, for the search for far modes
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored

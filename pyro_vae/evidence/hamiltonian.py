@@ -41,7 +41,7 @@ Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Point(NamedTuple):
-    """Positions of the chains, and two numbers that give the log density there at every beta.
+    """Positions of the chains, and two numbers that give their log density at every temperature.
 
     Arguments:
         z: Latents, `(chains, batch, latents)`.
@@ -129,6 +129,7 @@ def transition(
 def _trajectory(
     path: Path, z: Tensor, momentum: Tensor, beta: Tensor, step: Tensor, leapfrog_steps: int
 ) -> tuple[Tensor, Tensor]:
+    """Returns positions and momenta after all leapfrog steps."""
     z = z + step * momentum / 2
     for index in range(leapfrog_steps):
         momentum = momentum + step * _gradient(path, z, beta)
@@ -138,6 +139,7 @@ def _trajectory(
 
 
 def _gradient(path: Path, z: Tensor, beta: Tensor) -> Tensor:
+    """Returns the gradient of the log density at `beta`; entries that are not finite become 0."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         log_base, log_ratio = path(z)
@@ -146,10 +148,12 @@ def _gradient(path: Path, z: Tensor, beta: Tensor) -> Tensor:
 
 
 def _log_density(point: Point, momentum: Tensor, beta: Tensor) -> Tensor:
+    """Returns the log density of position and momentum at `beta`: minus the Hamiltonian."""
     return point.log_base + beta * point.log_ratio - momentum.square().sum(dim=-1) / 2
 
 
 def _chosen(accepted: Tensor, end: Point, start: Point) -> Point:
+    """Returns the end of each accepted trajectory, and the start of every other one."""
     return Point(
         torch.where(accepted[..., None], end.z, start.z),
         torch.where(accepted, end.log_base, start.log_base),

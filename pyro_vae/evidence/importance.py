@@ -325,6 +325,7 @@ class Sampling:
         return join([found for _, found in self._weights_and_statistics()])
 
     def _weights_and_statistics(self) -> Iterator[tuple[Weights, "_Statistics"]]:
+        """Yields weights and their statistics for some data at a time."""
         if self.num_samples <= _KEPT:
             for block in self.blocks():
                 yield block.weights, self._with_missed(block.weights, block)
@@ -366,6 +367,7 @@ class Sampling:
 
     @cached_property
     def _pool(self) -> PriorDraws:
+        """Prior draws at which the search for missed mass looks."""
         return prior_pool(self.program, self.batch)
 
     def _bar(self, steps: range) -> Iterable[int]:
@@ -400,6 +402,7 @@ def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
 
 
 def _statistics_of(weights: Weights, average: Average) -> _Statistics:
+    """Computes the statistics of each datum's weights, without the missed share."""
     # Each datum's weights are contiguous in memory, so that sums do not depend on other data.
     log_weights = weights.log_weights.T.contiguous().T
     num_samples = len(log_weights)

@@ -19,7 +19,7 @@ from .seeking import Integrand
 _BEND = 3.0  # b, in standard deviations: closer to the mode the coordinates are nearly linear
 _WIDEST = 1.5  # largest spacing, in a mode's standard deviations, at which points resolve the mode
 _AHEAD = 0.5  # for one latent, standard deviations within which neighbours are visited at once
-_ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
+_ISOLATED = 4.5  # nats above both neighbours, as for a normal density with points three sd apart
 _JUMP = 2.0  # a jump is this many times the steps beside it; those of a smooth density vary less
 OMITTED = 3.0
 """Mass beyond the outermost points, divided by theirs, for tails as heavy as 1/z^2."""

@@ -30,7 +30,7 @@ from .whitening import Whitening, root_of
 
 _FREEDOM = 4  # degrees of freedom: a number of normals, above 2 for a finite variance
 _ROUNDING = 1e-12  # added to variances, relative to mean squares, whose rounding error is smaller
-_SHRUNK = 0.8  # factor on the covariance: 1 / 2 would match the moments, and 1 the core
+_SHRUNK = 0.8  # factor on the covariance: 1 / 2 would match the variance of draws, and 1 their core
 _PER_LATENT = 5.0  # effective draws per latent that a covariance requires
 _TEMPERS = 12  # largest number of halvings of the weights' exponent, if few draws are effective
 _LLOYD, _EM = 5, 15  # iterations; more would hardly improve the proposal

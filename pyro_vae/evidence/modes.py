@@ -111,7 +111,7 @@ class Modes:
         """Returns a mask of the modes in `others` that are near one of these modes.
 
         Two modes of a datum are near each other if their distance is less than two standard
-        deviations of either mode.
+        deviations of the first mode, and also less than two standard deviations of the second.
         """
         index = self.table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]

@@ -33,11 +33,11 @@ _DIFFERENT = 0.05  # nats: if fits over the same points differ by more, their op
 _TIED = 0.02  # nats: if fits differ by more, perhaps by chance, they are compared over more points
 _MOVED = 0.5  # shift in standard deviations, or log ratio of these, between different optima
 _REACH = 4.0  # standard deviations of a squared distance above its mean, from which a draw is far
-_ENOUGH = 1.6  # nats: a search follows if a fifth of the mass is found that a better q requires
+_ENOUGH = 1.6  # nats, log 5: a search follows if draws show a fifth of the mass of a better q
 SEARCHED = 256  # prior draws among which the search for better optima chooses its starts
 _ROUNDS, _PER_ROUND = 3, 16  # rounds of the search, and draws from which each of them starts
 _WIDTHS = (0.1, 0.6)  # standard deviations of the starts about each of these draws
-_JUDGED = 4  # ends of a round that are compared over more points; a round has few good ones
+_JUDGED = 4  # best fits of a round, which are compared over more points
 _UNSURE = 4.0  # standard errors: a larger difference between two fits is not due to chance
 _JUDGES = 16  # factor on the number of points for fits whose difference may be due to chance
 

@@ -149,7 +149,10 @@ class Defensive:
     def several_modes(
         self, program: Program, proposal: Posterior, batch: Batch
     ) -> Bool[Tensor, " batch"]:
-        """Returns the data for which the base proposal finds several modes; none if it cannot."""
+        """Returns a mask of the data for which the base proposal finds several modes.
+
+        It is False for all data if the base proposal does not search.
+        """
         assert isinstance(proposal, DefensivePosterior)
         if isinstance(self.base, SearchesModes):
             return self.base.several_modes(program, proposal.base, batch)
@@ -201,6 +204,7 @@ class WidenedPosterior:
         return self._spread(*self.base.draw_keyed(keys, num_particles, first=first))
 
     def _spread(self, z: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        """Widens draws of the base posterior; returns them with their new log densities."""
         return self.center + self.scale * (z - self.center), log_density - self._log_volume(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -213,6 +217,7 @@ class WidenedPosterior:
         return self.center
 
     def _log_volume(self, z: Tensor) -> float:
+        """Log of the factor by which widening increases volumes."""
         return z.shape[-1] * math.log(self.scale)
 
 

@@ -58,9 +58,9 @@ from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
 _MOST_LATENTS = 3  # each additional latent multiplies the number of points by about ten
 _GUIDE_DRAWS = 16  # draws of the guide among which the highest is a starting point
-_MARGIN = 12.0  # nats: neighbours of points lighter than the tolerance by this are not visited
+_MARGIN = 12.0  # nats below the tolerance: the neighbours of even lighter points are not visited
 _ROUNDINGS = 8.0  # assumed relative rounding error of a log joint, in units of eps
-_FINEST = 12  # halvings
+_FINEST = 12  # largest number of halvings of the spacing
 _POINT_BYTES = 32  # memory of a visited point: its key, and copies while keys are sorted
 _DATA_AT_ONCE = 1024
 _MEBIBYTE = 2**20

@@ -250,6 +250,7 @@ def from_prior(program: Program, batch: Batch) -> Estimate:
 
 
 def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
+    """Returns value and error of log p(y), estimated from prior draws."""
     log_likelihood = draws.log_densities(rows).likelihood.double()
     return torch.stack(stats.log_marginal(log_likelihood), dim=1)
 

@@ -45,6 +45,7 @@ class Integrand:
         return len(self.batch[0])
 
     def _log_density(self, z: Tensor, *batch: Tensor) -> Tensor:
+        """Returns the log joint, `(1, points)`."""
         return self.program.log_joint(z, *batch)
 
     def _pieces(self, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
@@ -129,7 +130,8 @@ class Integrand:
 
 
 def _prior_draws(program: Program, batch: Batch, row: int) -> Float[Tensor, "draws 1 latents"]:
-    with forked(0, "quadrature.range"):  # the same numbers for every datum
+    """Draws from the prior of one datum, with the same random numbers for every datum."""
+    with forked(0, "quadrature.range"):
         return Prior(program, take_rows(batch, slice(row, row + 1))).sample(_PRIOR_DRAWS)
 
 

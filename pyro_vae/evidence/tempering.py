@@ -312,6 +312,7 @@ class _Path:
 
     @cached_property
     def _path(self) -> Path:
+        """The path as a function of latents that are not whitened."""
         return self.start.path(self.density, self.origin, self.batch)
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -381,6 +381,7 @@ class _Run:
         self.highest = with_rows(self.highest, self.open[higher], new)
 
     def _highest(self) -> Estimate:
+        """Returns the highest estimates of the open data."""
         return at_rows(self.highest, self.open)
 
     def is_low(self, result: LogMarginal) -> Bool[Tensor, " open"]:

@@ -43,8 +43,10 @@ from .weights import Inference
 from .whitening import Whitening
 
 _NODES = 48  # points of a grid, which is dense at its center; the share is accurate to 10%
-_FARTHEST, _DENSER = 20.0, 3.0  # half-width of a grid in sd; the spacing of 48 points ends at 2.5
-# Number of points about the draws, or of the prior's grid: limits, and per draw.
+# Half-width of a grid in sd, and its compression: 48 points are 0.25 sd apart at the center, and
+# 2.5 at the ends.
+_FARTHEST, _DENSER = 20.0, 3.0
+# Number of points around the draws, or on the prior's grid: least, most, and per draw.
 _FEWEST, _MOST, _SHARE = 96, 480, 1 / 16
 _OF_PRIOR = 32  # number of further points, which are drawn from the prior
 _WIDER, _DEGREES = 1.4, 4  # Student t: scale and degrees of freedom, for tails with finite variance
