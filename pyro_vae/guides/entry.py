@@ -410,7 +410,7 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
         return automatic_posterior(program, guide, len(batch[0]))
     if not isinstance(guide, WithPosterior):
         return program_posterior(program, guide, batch)
-    # An inference map that uses the model needs the same values of the global sites.
+    # A map that uses the model must see the values at which the program's global sites are fixed.
     return guide.posterior(*batch, **({"given": program.fixed} if program.fixed else {}))
 
 

@@ -81,28 +81,22 @@ class Guide(NamedModule):
     ) -> None:
         super().__init__()
         self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
+        self.family = DiagonalNormal() if family is None else family
+        self.shared = None
         parts = (map, family, global_family)
         owned = [part for part in parts if isinstance(part, InferenceMap | TrainableFamily)]
         unused = [part for part in owned if not part.in_use]
         try:
-            self._build(map, family, global_family)
+            self._take_family(self.family, self.latent_dim)
+            self._take_map(map)
+            if self.program.global_sites:
+                shared = DiagonalNormal() if global_family is None else global_family
+                self._take_family(shared, self.program.global_dim)
+                self.shared = GlobalPosterior(self.program, shared)
         except BaseException:  # another guide can still be built from these parts
             for part in unused:
                 part.in_use = False
             raise
-
-    def _build(
-        self, map: InferenceMap, family: Family | None, global_family: Family | None
-    ) -> None:
-        """Attaches the parts of this guide, and creates their parameters."""
-        self.family = DiagonalNormal() if family is None else family
-        self._take_family(self.family, self.latent_dim)
-        self._take_map(map)
-        self.shared = None
-        if self.program.global_sites:
-            shared = DiagonalNormal() if global_family is None else global_family
-            self._take_family(shared, self.program.global_dim)
-            self.shared = GlobalPosterior(self.program, shared)
 
     def start_from(self, *batch: Tensor) -> None:
         """Adapts an untrained map, and global sites with wide priors, to some rows of the data."""
@@ -189,7 +183,7 @@ class Guide(NamedModule):
         self._refuse_tracing()
         self.program.refuse_enumeration()
         plates, current = Plates(), current_minibatch()
-        if current is not None:  # before a site is sampled: other plates may have the same size
+        if current is not None:  # its plate must be known by name before any site is sampled
             current.plate = current.plate or self.program.structure.plate
         shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)

@@ -409,7 +409,7 @@ class ProgramPosterior(Posterior):
         sites = [s for s in density_sites(run, values) if s.name not in fixed]
         sites = [site for site in sites if not is_determined(program, site)]
         inside = [site for site in sites if site.is_in(program.plate)]
-        # If each datum has auxiliary sites of its own, those outside belong to given global sites.
+        # If data have auxiliary sites, sites outside the plate belong to the given global sites.
         return inside if fixed and any(site.is_auxiliary for site in inside) else sites
 
     def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:

@@ -131,7 +131,7 @@ def fit_parameters(
             if len(rows) == 0:
                 break
             part = take_rows(batch, rows)
-            # New draws, so that data that seemed overfitted by chance do not seem so again.
+            # With the same draws, data that seemed overfitted by chance would seem so again.
             fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data have already been validated
                 again = fitter.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
