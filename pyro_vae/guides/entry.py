@@ -267,7 +267,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
     if isinstance(guide, WithGlobals):
         return guide.global_values()
     if isinstance(guide, AutoGuide):
-        return values_of(program, automatic_globals(program, guide)[0])
+        return values_of(program, automatic_globals(program, guide))
     return values_of(program, _mean_of_draws(program, guide, batch))
 
 

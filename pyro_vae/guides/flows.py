@@ -35,6 +35,7 @@ from ..formatting import count_of
 from ..programs.modes import capturing
 from ..registry import arguments_of, registered
 from .families import Latents, TrainableFamily
+from .reparameterization import sobol_normals
 
 _MEAN_POINTS = 512  # doubled by mirroring; see NormalizingFlow.mean
 _VALUES_AT_ONCE = 2**18  # points times data in memory during `mean`
@@ -420,11 +421,7 @@ def _reversal(like: Tensor) -> Transform:
 @cache
 def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
     """Fixed quasi-random points for N(0, I), followed by their mirror images, in float64."""
-    # The engine has its own generator, so torch's random stream is not touched.
-    engine = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=0)
-    uniform = engine.draw(_MEAN_POINTS, dtype=torch.float64)
-    # Sobol points are multiples of 2^-30, including 0.
-    points = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))
+    points = sobol_normals(_MEAN_POINTS, latent_dim, seed=0)
     return torch.cat([points, -points])
 
 

@@ -70,10 +70,7 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
     if num_points < 1:
         raise ValueError(f"`num_points` must be at least 1; got {num_points}")
     half = (num_points + 1) // 2
-    engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed % 2**63)
-    uniform = engine.draw(half, dtype=torch.float64)
-    edge = torch.finfo(torch.float64).eps  # a scrambled point may be 0, whose quantile is infinite
-    normal = torch.special.ndtri(uniform.clamp(edge, 1 - edge))
+    normal = sobol_normals(half, size, seed=seed)
     covariance = normal.T @ normal / half
     if half < size:
         white = normal / covariance.diagonal().sqrt()
@@ -81,6 +78,14 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
         root = torch.linalg.cholesky(covariance)
         white = torch.linalg.solve_triangular(root, normal.T, upper=False).T
     return torch.cat([white, -white])
+
+
+def sobol_normals(num_points: int, size: int, *, seed: int) -> Float64[Tensor, "points size"]:
+    """Normal quantiles of scrambled Sobol points; torch's random stream is not touched."""
+    engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed % 2**63)
+    uniform = engine.draw(num_points, dtype=torch.float64)
+    edge = torch.finfo(torch.float64).eps  # a point may be 0, whose quantile is infinite
+    return torch.special.ndtri(uniform.clamp(edge, 1 - edge))
 
 
 def lattice_noise(

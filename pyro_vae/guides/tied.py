@@ -127,14 +127,10 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
     return posterior
 
 
-def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """Mean and sd of the global sites under an automatic guide, as flat vectors `(size,)`."""
+def automatic_globals(program: Program, guide: AutoGuide) -> Float[Tensor, " size"]:
+    """Mean of the global sites' flat unconstrained vector under an automatic guide."""
     moments = _moments(program, guide)
-    pairs = [moments[site.name] for site in program.global_sites]
-    loc, scale = (
-        torch.cat([part.flatten() for part in parts]) for parts in zip(*pairs, strict=True)
-    )
-    return loc, scale
+    return torch.cat([moments[site.name][0].flatten() for site in program.global_sites])
 
 
 def is_uncalled(guide: ProgramLike) -> bool:
