@@ -218,7 +218,7 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(
 ) -> None:
     """With a warning: all results of hours of training had been lost with it."""
     monkeypatch.setattr(Comparison, "to_inference_data", lambda _: {})
-    good, bad = figures._figure(1, 1), figures._figure(1, 1)
+    good, bad = figures._figure(1.0, 1.0), figures._figure(1.0, 1.0)
     bad.text(0.5, 0.5, "$_$")  # as a guide may be called
     drawings = {"good": lambda _: good, "bad": lambda _: bad}
     monkeypatch.setattr(figures, "drawings_of", lambda _: drawings)

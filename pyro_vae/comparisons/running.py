@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import diagnostics, evidence
-from .._types import Batch, Data, Estimate, ProgramLike
+from .._types import Batch, Data, ProgramLike
 from ..data import Augmented
 from ..data.streams import augmentation_of
 from ..evidence import Estimator, ImportanceSampling, LogMarginal
@@ -278,27 +278,32 @@ class _Run:
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
-        seed, progress = self.options["seed"], self.options["progress"]
-        held_out = for_new_rows(guide, self.test, seed=seed, progress=progress)
-        given = {"seed": seed, "progress": progress}
+        common, seed, test = self._common, self.options["seed"], self.test
+        held_out = for_new_rows(guide, test, **common)
         estimator, draws = self._estimator(first), self.evaluation.num_samples
-        gap = inference_gap(
-            model, held_out, self.test, estimator=estimator, num_samples=draws, **given
-        )
+        gap = inference_gap(model, held_out, test, estimator=estimator, num_samples=draws, **common)
+        better, refined = refined_guide(held_out, REFINING_STEPS), None
+        if better is not None:
+            refined = evidence.elbo(model, better, test, draws, **common).elbo
         return GuideResult(
             model=model,
             guide=guide,
             held_out_guide=held_out,
             fit=training,
-            train_bound=self._train_bound(model, guide, **given),
-            test=evidence.evaluate(model, held_out, self.test, self.evaluation, **given),
+            train_bound=self._train_bound(model, guide),
+            test=evidence.evaluate(model, held_out, test, self.evaluation, **common),
             gap=gap,
-            refined=self._refined(model, held_out, **given),
-            means=posterior_means(model, held_out, self.test, seed=seed),
-            prior_variance=diagnostics.prior_variance(model, held_out, self.test, seed=seed),
-            information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
+            refined=refined,
+            means=posterior_means(model, held_out, test, seed=seed),
+            prior_variance=diagnostics.prior_variance(model, held_out, test, seed=seed),
+            information=diagnostics.mutual_information(model, held_out, test, seed=seed),
             seconds=seconds,
         )
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        """The options that training and evaluation share."""
+        return {name: self.options[name] for name in ("seed", "progress")}
 
     def _estimator(self, first: GuideResult | None) -> Estimator | None:
         """Returns the estimator of log p; for a fixed model, it repeats the `first` estimate.
@@ -311,29 +316,17 @@ class _Run:
         estimate: LogMarginal = first.gap.log_marginal
         return lambda *_, **__: estimate
 
-    def _refined(
-        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
-    ) -> Estimate | None:
-        """Computes the held-out ELBO of the refined guide; None if a guide cannot be refined."""
-        refined = refined_guide(guide, REFINING_STEPS)
-        if refined is None:
-            return None
-        draws = self.evaluation.num_samples
-        return evidence.elbo(model, refined, self.test, draws, seed=seed, progress=progress).elbo
-
-    def _train_bound(
-        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
-    ) -> evidence.EvidenceLowerBound:
+    def _train_bound(self, model: ProgramLike, guide: ProgramLike) -> evidence.EvidenceLowerBound:
         """Computes the ELBO of the training data, after one random transformation if augmented.
 
         Local parameters are looked up by the positions of rows, not by the transformed data.
         """
         batch, rows = self.train, torch.arange(len(self.train[0]), device="cpu")
         if self.augmented is not None:
-            with forked(seed, "compare.augmented"):
+            with forked(self.options["seed"], "compare.augmented"):
                 batch = self.augmented.change(batch)
         with minibatch(rows, len(rows)):
-            return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, seed=seed, progress=progress)
+            return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, **self._common)
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
         """Copies the model and the candidate, and builds a guide of the copied model."""
@@ -376,11 +369,11 @@ class _Run:
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
         """Trains model and guide; fits the parameters per datum, if no others are free."""
         if not self.train_model and has_only_rows(guide):
-            start, seed = time.perf_counter(), self.options["seed"]
-            guide = for_new_rows(guide, self.train, seed=seed, progress=self.options["progress"])
+            start = time.perf_counter()
+            guide = for_new_rows(guide, self.train, **self._common)
             seconds, rows = time.perf_counter() - start, row_fit_of(guide)
             assert rows is not None
-            return guide, _as_fit(rows, seconds, seed)
+            return guide, _as_fit(rows, seconds, self.options["seed"])
         if not self.train_model and not has_parameters(guide):
             empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
             return guide, Fit(empty, "finished", 0, self.options["seed"], ())

@@ -246,7 +246,9 @@ def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
 
 
 def _variance(
-    log_variance: Tensor, floor: Float[Tensor, " variances"], moments: Float[Tensor, " features"]
+    log_variance: Float[Tensor, " variances"],
+    floor: Float[Tensor, " floors"],
+    moments: Float[Tensor, " features"],
 ) -> Float[Tensor, " variances"]:
     """Returns noise variances, no lower than the floor and no higher than the second moments.
 

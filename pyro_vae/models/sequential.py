@@ -164,7 +164,8 @@ class SequentialVAE(Decoded):
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
         """Returns the mean of p(y | z) for every series."""
-        return super().expectation(z, *given).unflatten(0, (-1, self.length))
+        output, more = self._decoded(z, given)
+        return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
 
     def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns outputs and further tensors with one row for each time of each series."""

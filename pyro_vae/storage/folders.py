@@ -227,7 +227,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     return _header(Path(folder))["about"]
 
 
-def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
+def require_notes(about: Mapping[str, object]) -> dict[str, Any]:
     """Returns notes in the form to be saved: each result is replaced by its summary.
 
     Raises:

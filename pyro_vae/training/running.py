@@ -32,7 +32,7 @@ from .probing import gain_left
 from .results import Fit, History, gain_of, verdict_of
 from .rows import read_ahead
 from .sharding import Part, Shards
-from .steps import Place, Signals, Steps
+from .steps import Begun, Signals, Steps
 from .tensors import State
 
 _VALIDATION_DRAWS = 10  # per datum: enough that differences between data dominate the error
@@ -50,20 +50,6 @@ class _Epoch(NamedTuple):
     kl_weight: float
     learning_rate: float
     seconds: float
-
-
-class _Begun(NamedTuple):
-    """An unfinished epoch.
-
-    Arguments:
-        order: State of the random streams before the rows of the epoch were shuffled.
-        done: Number of steps taken in the epoch.
-        total: Sums of ELBO and loss over the rows of these steps.
-    """
-
-    order: list[Any]
-    done: int = 0
-    total: Values = Values()
 
 
 @dataclass
@@ -134,7 +120,7 @@ class Training:
         self.held_out, self.has_validation = held_out, held_out is not None
         self.epochs: list[_Epoch] = []
         self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
-        self.begun: _Begun | None = None
+        self.begun: Begun | None = None
         self.stopped, self._stop_requested = "", False
         self.seconds_before = 0.0  # duration of the run before it was resumed
         self._is_whole = True  # false during a step
@@ -235,7 +221,7 @@ class Training:
 
     def _epoch(self) -> None:
         """Takes the remaining steps of an epoch, then validates and records the epoch."""
-        epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.order)
+        epoch, begun = len(self.epochs), self.begun or Begun(self.shards.order)
         steps = self._shuffled(begun)
         self.stepping.compiled.forget_moved()
         if self._has_own_callbacks:
@@ -267,20 +253,19 @@ class Training:
             cut = self.num_epochs < self.plan.epochs
             self.stopped = "converged" if cut else "finished"
 
-    def _step(self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]) -> _Begun:
+    def _step(self, begun: Begun, steps: list[list[Part]], batches: Iterator[Batch]) -> Begun:
         """Takes the next step of an epoch, or several steps in one compiled call."""
-        most = 1 if self.handlers["on_step"] else STEPS
-        place = Place(len(self.epochs), begun.done, begun.total)
+        most, epoch = 1 if self.handlers["on_step"] else STEPS, len(self.epochs)
         self._is_whole = False
-        taken = self.stepping.take(place, steps, batches, most, self._signals)
-        self.begun = _Begun(begun.order, begun.done + taken.steps, taken.total)
+        taken = self.stepping.take(epoch, begun, steps, batches, most, self._signals)
+        self.begun = Begun(begun.order, begun.done + taken.steps, taken.total)
         self._is_whole = True
         self.elbo = taken.elbo
         if self._call("on_step"):
             self.stepping.compiled.forget_moved()
         return self.begun
 
-    def _shuffled(self, begun: _Begun) -> list[list[Part]]:
+    def _shuffled(self, begun: Begun) -> list[list[Part]]:
         """Returns the rows of every step of an epoch; a resumed epoch keeps its random order."""
         size, fewest = self.stepping.batch_size, self.stepping.fewest
         if begun.done == 0:
@@ -460,7 +445,7 @@ class Training:
         self.begun = None
         if kept["begun"] is not None:
             order, done, total = kept["begun"]
-            self.begun = _Begun(order, done, Values(*total))
+            self.begun = Begun(order, done, Values(*total))
         self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
         self.num_epochs = kept["num_epochs"]
         if not self.stopped:

@@ -168,9 +168,6 @@ class Shards:
             ends = ends[:-1]
         ends = torch.cat([ends, ends.new_tensor([self.num_data])])
         columns = [shard.epoch(ends, self.num_data) for shard in self.own]
-        if self.count == 1:  # short, because small models take many steps per second
-            (shard,), (column,) = self.own, columns
-            return [[Part(shard, rows)] for rows in column]
         return [
             [Part(*pair) for pair in zip(self.own, rows, strict=True) if pair[1].numel() > 0]
             for rows in zip(*columns, strict=True)

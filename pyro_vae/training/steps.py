@@ -8,7 +8,7 @@ gradient is not finite, nothing is changed, and the error names the parameter, o
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -46,15 +46,18 @@ _SMALLER = "Use a smaller step size, or check these rows"
 _ROUNDING_DRAWS = 10  # draws per datum for the ELBO at full and at low precision
 
 
-class Place(NamedTuple):
-    """The position in a run: epochs done, and steps done in the current epoch.
+class Begun(NamedTuple):
+    """An unfinished epoch.
 
-    `total` holds the sums of ELBO and loss over the rows of these steps.
+    Arguments:
+        order: State of the random streams before the rows of the epoch were shuffled.
+        done: Number of steps taken in the epoch.
+        total: Sums of ELBO and loss over the rows of these steps.
     """
 
-    epoch: int
-    done: int
-    total: Values
+    order: list[Any]
+    done: int = 0
+    total: Values = Values()
 
 
 class Signals(NamedTuple):
@@ -145,7 +148,8 @@ class Steps:
 
     def take(
         self,
-        place: Place,
+        epoch: int,
+        begun: Begun,
         steps: list[list[Part]],
         batches: Iterator[Batch],
         most: int,
@@ -154,7 +158,8 @@ class Steps:
         """Takes the next step, or several steps if there is a compiled loop.
 
         Arguments:
-            place: The position in the run.
+            epoch: Number of epochs done.
+            begun: The epoch that is under way.
             steps: All steps of the epoch.
             batches: The batches of the remaining steps; a compiled loop does not use them.
             most: Largest number of steps to take.
@@ -162,25 +167,27 @@ class Steps:
                 with the gradients; `heard` then holds the signals of all processes.
         """
         self.heard = None
-        self.schedule(place.epoch + place.done / len(steps))
-        taken = self._several(place, steps, most)
+        self.schedule(epoch + begun.done / len(steps))
+        taken = self._several(epoch, begun, steps, most)
         if taken is None:
-            parts = steps[place.done]
+            parts = steps[begun.done]
             if isinstance(self.reader, InMemory):
                 batches = (self.augment(self.reader.read(part.rows)) for part in parts)
-            sums, rows = self._single(place.epoch, parts, batches, signals)
-            taken = Taken(1, place.total.plus(sums), sums.elbo / rows)
+            sums, rows = self._single(epoch, parts, batches, signals)
+            taken = Taken(1, begun.total.plus(sums), sums.elbo / rows)
         self.taken += taken.steps
         return taken
 
-    def _several(self, place: Place, steps: list[list[Part]], most: int) -> Taken | None:
+    def _several(
+        self, epoch: int, begun: Begun, steps: list[list[Part]], most: int
+    ) -> Taken | None:
         """Takes steps in a compiled loop; returns `None` if there is no loop for these steps."""
-        epoch, done, total = place
         if not isinstance(self.reader, InMemory) or self.augmented is not None:
             return None
         if self.shards.count > 1 or not self._is_settled():
             return None
-        first, data = steps[done][0], self.reader.batch
+        done, data = begun.done, self.reader.batch
+        first = steps[done][0]
         loop = self.compiled.loop(data, first.rows, self._steps_left(epoch, first))
         if loop is None:
             return None
@@ -190,7 +197,7 @@ class Steps:
             if parts[0].rows.numel() != loop.size or not self._is_settled(then):
                 break
             rows.append(parts[0].rows)
-        return self.compiled.several(loop, rows, total)
+        return self.compiled.several(loop, rows, begun.total)
 
     def _single(
         self,
