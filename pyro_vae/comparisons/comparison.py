@@ -1,4 +1,4 @@
-"""The result of a comparison: a table, figures, ArviZ data, and a folder with all of it."""
+"""The result of a comparison, as a table, figures or ArviZ data; it can be saved to a folder."""
 
 import json
 import math
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
-_PREDICTIVE_DRAWS = 20  # how many of these get simulated data, which are large
+_PREDICTIVE_DRAWS = 20  # draws with simulated data, which are large
 
 
 @dataclass(frozen=True, repr=False)

@@ -39,7 +39,7 @@ def pictures_of(table: "Comparison") -> dict[str, bytes]:
     for name, draw in drawings_of(table).items():
         try:
             pictures[name] = png_of(draw(table))
-        except Exception as error:  # names and data of users meet matplotlib here
+        except Exception as error:  # matplotlib may fail on names or data in any way
             warn(f"the figure '{name}' is left out, because it cannot be drawn ({error})")
     return pictures
 

@@ -20,7 +20,7 @@ from ..training import Fit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SEEN = 4.0  # standard errors beyond which a difference counts: false alarm 6e-5
+_SEEN = 4.0  # a difference counts beyond this many standard errors; false-alarm rate 6e-5
 _SMALL = 1.0  # nats per datum of inference gap, below which a guide may look good
 _COLLAPSED = 0.01  # nats of mutual information, below which z says nothing useful
 REFINING_STEPS = 20

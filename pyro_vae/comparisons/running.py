@@ -112,7 +112,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats per datum to add to log densities to convert them to the data's own units,
             if the data were rescaled (see :class:`pyro_vae.data.Dataset`): a number, or, if entries
-            are missing, a function that returns it for each of some rows, as `dataset.log_scales`.
+            are missing, a function from rows to one number per row, such as `dataset.log_scales`.
         about: Notes to save with the results, such as the data set and its binarization: strings,
             numbers, lists.
         seed: Seed of all random numbers.
@@ -123,7 +123,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
             trained.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
         fit_options: Further arguments of :func:`pyro_vae.fit`. With `checkpoint=folder` every
-            training run is saved in its own subfolder: the same call resumes from there.
+            training run is saved in its own subfolder, and the same call of `compare` resumes it.
 
     Returns:
         The results of all guides, as a table, figures or ArviZ data; they can be saved to a folder.
@@ -367,7 +367,7 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains model and guide; fits the parameters per datum, if no others are free."""
+        """Trains model and guide; if only parameters per datum are free, fits these parameters."""
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             guide = for_new_rows(guide, self.train, **self._common)

@@ -1,4 +1,4 @@
-"""Saves a comparison to a folder: table, figures, ArviZ data, models, and one page with all."""
+"""Saves a comparison to a folder: table, figures, ArviZ data, models, and an HTML page."""
 
 import itertools
 import json

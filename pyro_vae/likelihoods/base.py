@@ -152,8 +152,8 @@ class Likelihood(nn.Module):
 def has_own_density(likelihood: Likelihood) -> bool:
     """Whether log p(y | z) has more terms than the features' densities, as with `SelfMasking`.
 
-    Such a likelihood cannot be one of several in a `Mixed`, or that of one time of a series: these
-    use only the distributions of the features.
+    Such a likelihood cannot be part of a `Mixed` or of a `SequentialVAE`, because these use only
+    the distributions of the features.
     """
     return type(likelihood).forward is not Likelihood.forward
 

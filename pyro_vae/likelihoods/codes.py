@@ -13,7 +13,7 @@ from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
 from .special import as_shape, require_outputs, soft_limit
 
-_LOG_SPACING_LIMIT = 10.0  # cut points are e^-10 to e^10 apart; beyond, distances change slowly
+_LOG_SPACING_LIMIT = 10.0  # of log distances of cut points; beyond it, `soft_limit` slows changes
 
 
 class Codes(Features):

@@ -14,8 +14,8 @@ Without missing entries only the covariance :math:`S` of the data matters, and t
 noise, :math:`\Psi \leftarrow \operatorname{diag}(S - W W^\top)`.
 
 Both EM and ECME converge slowly when the data carry little information. SQUAREM estimates the rate
-of convergence from three iterates, and extrapolates. A jump that lowers the likelihood is rejected,
-so no step lowers the likelihood.
+of convergence from three iterates, and extrapolates. An extrapolation that lowers the likelihood is
+rejected, so the likelihood never falls.
 """
 
 import math
@@ -217,13 +217,13 @@ def squarem(
     while steps < max_steps and quiet < 2:
         once = step(theta)
         twice = step(once)
-        candidate, steps = _jump(theta, once, twice), steps + 2
+        candidate, steps = _extrapolated(theta, once, twice), steps + 2
         best = (value(twice), twice)
         if candidate is not None:
-            jumped = step(candidate)
+            after = step(candidate)
             steps += 1
-            reached = value(jumped)
-            best = (reached, jumped) if reached >= best[0] else best  # false for nan
+            reached = value(after)
+            best = (reached, after) if reached >= best[0] else best  # false for nan
         gain = best[0] - history[-1]
         if gain <= 0:  # only rounding is left
             return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=True)
@@ -233,7 +233,7 @@ def squarem(
     return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=quiet >= 2)
 
 
-def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
+def _extrapolated(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
     """Extrapolates three iterates; returns `None` if both steps are equal, or on overflow."""
     first = once - theta
     second = twice - once - first
@@ -252,7 +252,8 @@ def _variance(
 ) -> Float[Tensor, " variances"]:
     """Returns noise variances, no lower than the floor and no higher than the second moments.
 
-    An EM step never leaves this range, but a jump may, so far that `exp` underflows or overflows.
+    An EM step never leaves this range, but an extrapolation may, so far that `exp` underflows or
+    overflows.
     """
     return log_variance.exp().clamp(floor, moments.max().maximum(floor))
 

@@ -121,7 +121,7 @@ class Keeper:
             new.write_bytes(safetensors.torch.save(tensors, header))
 
     def read(self) -> Any:
-        """The saved state of this process; `None` if there is no checkpoint.
+        """Returns the saved state of this process; `None` if there is no checkpoint.
 
         Raises:
             ValueError: If the file is damaged or from another run; the error says what differs.

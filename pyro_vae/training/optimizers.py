@@ -365,8 +365,8 @@ class MeanField:
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
     """Returns the objective for a guide with discrete sites.
 
-    It enumerates these sites if the programs broadcast over their values. Otherwise it draws them,
-    and uses score-function gradients.
+    The objective enumerates these sites if the programs broadcast over the sites' values. Otherwise
+    it draws the sites, and uses score-function gradients.
     """
     options = {
         "max_plate_nesting": program.structure.nesting,
@@ -392,7 +392,8 @@ def objective_of(requested: ELBO | None, program: Program, guide: ProgramLike, r
     """
     drawn = samples_discrete(program, guide, rows)
     names = [name for name in program.structure.enumerated if name not in drawn]
-    repeats_rows = program.structure.combinations is not None and bool(names)  # to enumerate
+    # Whether sites are enumerated by repeating rows, because the program does not broadcast.
+    repeats_rows = program.structure.combinations is not None and bool(names)
     if requested is None and drawn:
         return _of_discrete_guide(program, guide, rows)
     if requested is None and repeats_rows:

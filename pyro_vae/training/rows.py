@@ -116,9 +116,8 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
     """
     if isinstance(data, DataLoader):
         raise TypeError(
-            "`fit` makes batches itself: instead of the DataLoader, pass its data set and its "
-            "batch size, as in fit(..., loader.dataset, batch_size="
-            f"{data.batch_size})"
+            "`fit` makes batches itself, and takes no DataLoader: pass the loader's data set and "
+            f"batch size, as in fit(..., loader.dataset, batch_size={data.batch_size})"
         )
     if isinstance(data, IterableDataset):
         raise TypeError(

@@ -40,7 +40,7 @@ _EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
 
 
 class _Epoch(NamedTuple):
-    """The numbers of one epoch, which are a row of the history."""
+    """The numbers of one epoch: a row of the history."""
 
     epoch: int
     elbo: float
@@ -207,7 +207,7 @@ class Training:
             initial=len(self.epochs),
         )
         self._follow_schedule()
-        # Such callbacks may request a stop after the signals of a step were sent.
+        # An `on_step` callback may request a stop after the signals of a step were sent.
         (self._has_step_callbacks,) = distributed.anywhere(bool(self.handlers["on_step"]))
         with closing(bar):
             while not self.stopped:
@@ -278,7 +278,7 @@ class Training:
         return Signals(self.interrupts.received is not None, self._stop_requested, due)
 
     def _has_to_stop(self, heard: Signals | None = None) -> bool:
-        """Whether training has to stop, in any process; also notes whether a checkpoint is due.
+        """Whether any process requires training to stop; also notes whether a checkpoint is due.
 
         Arguments:
             heard: The signals of all processes, if they are known already.

@@ -95,13 +95,13 @@ class Steps:
             model_for(self.program, guide, head(reader)) if self.scheduled is None else model
         )
         self.batch_size = min(plan.batch_size, self.num_data)
-        self.fewest = 2 if norms_of(model, guide) else 1  # rows per step
+        self.fewest = 2 if norms_of(model, guide) else 1  # smallest number of rows per step
         self.in_order = isinstance(reader, InMemory) and prepare_training(
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
         self.tensors = self._find_tensors()
         for role, (trained, untrained) in self._parameters().items():
-            if untrained and not trained:  # if only some are untrained, another guide may use them
+            if untrained and not trained:  # some untrained parameters may be for another guide
                 warn(
                     f"the loss depends on no parameter of the {role} ({first_few(untrained, 1)}): "
                     "remove any detach() or no_grad() between the parameters and the loss, or call "
@@ -388,7 +388,7 @@ class Steps:
 
     def _find_tensors(self) -> dict[str, Tensor]:
         """Returns the tensors that training updates, by name: the leaves of the loss's graph."""
-        # A guide that is tied to its rows is called with all of them.
+        # A guide with parameters per row is called with all rows.
         first = (
             self.reader.read(torch.arange(self.num_data, device="cpu")) if self.in_order else None
         )

@@ -138,7 +138,7 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
 
 
 def named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Names tensors as Pyro's store or the programs' modules do; or else by their shapes."""
+    """Returns tensors by their names in Pyro's store or in a module, or else by their shapes."""
     stored = pyro.get_param_store().named_parameters()
     registered = {leaf: f"param '{name}'" for name, leaf in stored}
     for role, program in (("guide", guide), ("model", model)):
