@@ -434,7 +434,7 @@ def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
     return {**facts, "seed": _fact(seeds)}
 
 
-def _fact(value: Any) -> str:
+def _fact(value: object) -> str:
     """Returns a setting as text; an empty text for None."""
     if value is None or value == "None":
         return ""

@@ -357,7 +357,7 @@ class _Run:
         """The first two rows of the training data, to run programs on before training."""
         return take_rows(self.train, slice(2))
 
-    def _restart(self, part: Any, role: str) -> None:
+    def _restart(self, part: object, role: str) -> None:
         """Draws new weights of networks, with the run's seed, if `fresh` is set."""
         if not self.fresh or not isinstance(part, nn.Module):
             return

@@ -92,7 +92,14 @@ def _inverse_dispersion(
 
 
 class _Counts(Features):
+    """Distributions of counts; the first parameter is the log mean."""
+
     values = constraints.nonnegative_integer
+
+    @property
+    def mean(self) -> Tensor:
+        """Returns the mean of each count."""
+        return self.parameters[0].exp()
 
 
 def _at_least_one(value: Tensor, like: Tensor) -> Tensor:
@@ -103,11 +110,6 @@ def _at_least_one(value: Tensor, like: Tensor) -> Tensor:
 
 class PoissonFeatures(_Counts):
     """Poisson distributions, parametrized by the log mean."""
-
-    @property
-    def mean(self) -> Tensor:
-        """Returns the mean of each count."""
-        return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Returns the log probability: its maximum over the mean, minus half the deviance.
@@ -128,8 +130,21 @@ class PoissonFeatures(_Counts):
             return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
 
 
+class OfCounts(Likelihood):
+    """The base of likelihoods of counts, which take an exposure besides the data."""
+
+    takes = 1
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses values that are negative or not whole numbers."""
+        check_range(
+            y, low=0, whole=True, likelihood=type(self).__name__, names=names,
+            remedy="use LogNormal for positive amounts, or Gaussian for any real numbers",
+        )  # fmt: skip
+
+
 @registered()
-class Poisson(Likelihood):
+class Poisson(OfCounts):
     r"""Counts whose variance equals their mean.
 
     .. math:: \log p(y \mid z) = \sum_d y_d \log \mu_d - \mu_d - \log y_d!,
@@ -145,15 +160,9 @@ class Poisson(Likelihood):
         tensor([-2.])
     """
 
-    takes = 1
-
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Returns a Poisson distribution for each feature."""
         return PoissonFeatures(_log_mean(output, given))
-
-    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values that are not counts."""
-        check_counts(y, "Poisson", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the log rate of each column."""
@@ -192,11 +201,6 @@ class DecodedDispersion(torch.nn.Module):
 class NegativeBinomialFeatures(_Counts):
     """Negative binomials, parametrized by the log mean and the inverse dispersion."""
 
-    @property
-    def mean(self) -> Tensor:
-        """Returns the mean of each count."""
-        return self.parameters[0].exp()
-
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Returns the log probability, from the deviance and the remainder of Stirling's formula.
 
@@ -227,7 +231,7 @@ class NegativeBinomialFeatures(_Counts):
 
 
 @registered()
-class NegativeBinomial(Likelihood):
+class NegativeBinomial(OfCounts):
     r"""Overdispersed counts: the variance is :math:`\mu + \mu^2 / r`.
 
     .. math:: p(y_d \mid z) = \frac{\Gamma(y_d + r)}{\Gamma(r) \, y_d!}
@@ -253,8 +257,6 @@ class NegativeBinomial(Likelihood):
         >>> NegativeBinomial(1.0)(torch.zeros(1, 1)).log_prob(torch.ones(1, 1)).exp()
         tensor([0.2500])
     """
-
-    takes = 1
 
     def __init__(
         self, inverse_dispersion: float | int | LearnedDispersion | DecodedDispersion = 1.0
@@ -284,10 +286,6 @@ class NegativeBinomial(Likelihood):
         r = dispersion() if isinstance(dispersion, Learned) else output.new_tensor(dispersion)
         return NegativeBinomialFeatures(_log_mean(output, given), r)
 
-    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values that are not counts."""
-        check_counts(y, "NegativeBinomial", names)
-
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the log rate of each column, then, if the dispersion is decoded, each log r."""
         log_rate = _start_of_rate(y, given)
@@ -302,13 +300,15 @@ class NegativeBinomial(Likelihood):
             self.inverse_dispersion.set(_inverse_dispersion(y, (logs - sd.square()).clamp(min=0)))
 
 
-class ZeroInflatedFeatures(_Counts):
+class ZeroInflatedFeatures(Features):
     """Distributions of counts with extra zeros; a gate gives the probability of an extra zero.
 
     Arguments:
         counts: Distributions of the counts without the extra zeros.
         gate: Logits of the probability of an extra zero.
     """
+
+    values = constraints.nonnegative_integer
 
     def __init__(self, counts: Distribution, gate: Tensor) -> None:
         super().__init__(gate)
@@ -338,7 +338,7 @@ class ZeroInflatedFeatures(_Counts):
 
 
 @registered()
-class ZeroInflated(Likelihood):
+class ZeroInflated(OfCounts):
     r"""Counts with more zeros than a Poisson or a negative binomial distribution gives.
 
     .. math:: p(y_d \mid z) = \pi_d(z) \, [y_d = 0] + (1 - \pi_d(z)) \, p_c(y_d \mid z)
@@ -354,8 +354,6 @@ class ZeroInflated(Likelihood):
         >>> ZeroInflated(Poisson())(torch.zeros(1, 2)).log_prob(torch.zeros(1, 1)).exp()
         tensor([0.6839])
     """
-
-    takes = 1
 
     def __init__(self, counts: Poisson | NegativeBinomial) -> None:
         super().__init__()
@@ -377,10 +375,6 @@ class ZeroInflated(Likelihood):
         size = output.shape[1] // self.outputs
         return output[:, :-size], output[:, -size:]
 
-    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values that are not counts."""
-        check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
-
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns initial outputs for the counts, then the logit of the share of extra zeros."""
         start = self.counts.start(y, *given)
@@ -389,11 +383,3 @@ class ZeroInflated(Likelihood):
             zeros = of_counts.log_prob(torch.zeros_like(y)).exp().mean(dim=0)
         excess = (column_shares(y == 0, y) - zeros) / (1 - zeros).clamp(min=1e-6)
         return torch.cat([start, excess.clamp(0.01, 0.99).logit()])
-
-
-def check_counts(y: Tensor, likelihood: str, names: tuple[str, ...] | None) -> None:
-    """Refuses values that are negative or not whole numbers."""
-    check_range(
-        y, low=0, whole=True, likelihood=likelihood, names=names,
-        remedy="use LogNormal for positive amounts, or Gaussian for any real numbers",
-    )  # fmt: skip

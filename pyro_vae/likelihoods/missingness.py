@@ -16,7 +16,7 @@ the data, and all other results are the same as without a model of the mask.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pyro.distributions as dist
@@ -102,7 +102,13 @@ class SelfMasked(PartlyObserved):
         return draws.gather(0, first[None])[0]
 
 
-def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _by_parts(
+    features: Distribution,
+    answer: Callable[[Distribution, Tensor, Tensor, Tensor], Tensor],
+    value: Tensor,
+    a: Tensor,
+    b: Tensor,
+) -> Tensor:
     """Applies `answer` to all features, or separately to each group of a `MixedFeatures`.
 
     Log-normal features are replaced by their logarithms, which are normal.

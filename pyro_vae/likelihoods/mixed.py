@@ -267,13 +267,13 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
 
 def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
     """Returns groups of columns whose likelihoods have the same class and the same arguments."""
-    groups: dict[Any, list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for place, likelihood in enumerate(likelihoods):
         groups.setdefault(_key(likelihood, place), []).append(place)
     return list(groups.values())
 
 
-def _key(likelihood: Likelihood, place: int) -> Any:
+def _key(likelihood: Likelihood, place: int) -> object:
     """Returns a key that is equal for likelihoods that can be evaluated together.
 
     The key is the class and the arguments. It is the column's `place`, which no other column has,
@@ -319,7 +319,7 @@ class _Call(nn.Module):
         return getattr(self.likelihood, self.method)(*args)
 
 
-def _class_and_arguments(value: Any) -> Any:
+def _class_and_arguments(value: object) -> object:
     """Returns the class of a module and its arguments, where modules are converted likewise."""
     if not isinstance(value, nn.Module):
         return value

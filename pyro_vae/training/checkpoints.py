@@ -93,7 +93,7 @@ class Keeper:
         """Whether it is time to write the next checkpoint. This time has no effect on results."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
-    def write(self, state: Any) -> None:
+    def write(self, state: object) -> None:
         """Writes the states of all processes, replacing the last checkpoint."""
         tensors: dict[str, Tensor] = {}
         with distributed.fail_together():
@@ -195,7 +195,7 @@ def _separated(
     return list(zip(states, own, strict=True))
 
 
-def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+def encoded(value: object, tensors: dict[str, Tensor], name: str) -> Any:
     """Encodes a state as JSON; the tensors in the state are added to `tensors`, by name.
 
     Raises:
@@ -275,7 +275,7 @@ def description_of(program: ProgramLike) -> str:
     return f"{in_words(program)} ({', '.join(parts)})"
 
 
-def in_words(value: Any) -> str:
+def in_words(value: object) -> str:
     """Describes an object without memory addresses, which differ between processes."""
     if hasattr(value, "__qualname__"):  # a function or a class
         text = f"{value.__module__}.{value.__qualname__}"

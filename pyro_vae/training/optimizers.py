@@ -90,7 +90,7 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
     def made(parameters: list[Tensor]) -> torch.optim.Optimizer:
         inner = made_optimizer(optimizer, parameters)
 
-        def clip(*_: Any) -> None:
+        def clip(*_: object) -> None:
             torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
         inner.register_step_pre_hook(clip)

@@ -100,7 +100,7 @@ class Collated:
             ) from error
 
 
-def _entry(part: Any) -> Tensor:
+def _entry(part: object) -> Tensor:
     """Converts one entry of a data set's item to a tensor."""
     if isinstance(part, Tensor):
         return part
