@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
 
 import torch
 
@@ -216,7 +215,7 @@ def _shown_once() -> Callable[..., None]:
     """Returns a function that prints each warning once, however often a table is read."""
     seen = set[str]()
 
-    def once(message: Warning | str, *_: Any, **__: Any) -> None:
+    def once(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in seen:
             show(f"pyro-vae: warning: {message}", sys.stderr)
         seen.add(str(message))

@@ -7,7 +7,7 @@ positions, the index, and the columns that were left out of the model.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from .options import (
     SampleChoice,
 )
 
+Value = TypeVar("Value")
+Entries: TypeAlias = Sequence[object] | Tensor | np.ndarray
+"""The entries of a column of results, which is written to a file."""
 _SHOWN = 10  # number of outliers that are printed
 # Packages needed to write a file, or to draw its pictures.
 _NEEDED = {".parquet": ("pandas", "pyarrow"), ".png": ("matplotlib",), ".html": ("matplotlib",)}
@@ -64,7 +67,7 @@ class Selection:
 
     vae: TableVAE
     rows: Any
-    names: Mapping[str, Sequence[Any]]
+    names: Mapping[str, Sequence[object]]
     frame: Any
     title: str
     seen: int = 0
@@ -117,7 +120,7 @@ def _of_table(
     return Selection(vae, rows_of(kept, places), names, some, title, seen)
 
 
-def _is_plain(index: Any) -> bool:
+def _is_plain(index: object) -> bool:
     """Whether a table has no index, or an index that only numbers the rows."""
     return index is None or type(index).__name__ == "RangeIndex"
 
@@ -127,7 +130,7 @@ def _labels(index: Any) -> dict[str, list[Any]]:
     return {} if _is_plain(index) else {str(index.name or "index"): list(index)}
 
 
-def _renamed(own: Mapping[str, Any], results: Collection[str]) -> dict[str, Any]:
+def _renamed(own: Mapping[str, Value], results: Collection[str]) -> dict[str, Value]:
     """Renames columns of a table whose names are also those of results, such as `log_p`."""
     return {f"{name} (table)" if name in results else name: own[name] for name in own}
 
@@ -264,7 +267,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
         name = ", ".join(f"{key} {values[place]}" for key, values in names.items())
         mark = "  flagged" if flagged[place] else ""
         run.say(f"  {name}: p = {float(found.value[place]):.4f}{mark}")
-    columns = {
+    columns: dict[str, Entries] = {
         "p_value": found.value,
         "p_value_error": found.error,
         "log_p": found.log_p.value,
@@ -414,13 +417,13 @@ def check_out(
 
 
 def write_beside(
-    names: Mapping[str, Sequence[Any]], path: Path, columns: Mapping[str, Any], run: Run
+    names: Mapping[str, Sequence[object]], path: Path, columns: Mapping[str, Entries], run: Run
 ) -> None:
     """Writes the columns that identify the rows, followed by the results for these rows."""
     write(path, {**_renamed(names, columns), **columns}, run)
 
 
-def write(path: Path, columns: Mapping[str, Any], run: Run, *, index: Any = None) -> None:
+def write(path: Path, columns: Mapping[str, Entries], run: Run, *, index: Any = None) -> None:
     """Writes columns, given by name, to a csv or parquet file, with the index of a table."""
     lists = {
         name: [_rounded(value) for value in values.tolist()]
@@ -440,7 +443,7 @@ def write(path: Path, columns: Mapping[str, Any], run: Run, *, index: Any = None
     run.say(f"wrote {path}")
 
 
-def _of_one_type(entries: list[Any]) -> list[Any]:
+def _of_one_type(entries: list[object]) -> list[object]:
     """Converts entries of several types to strings, because a column of parquet has one type."""
     kinds = {
         float if isinstance(entry, float | np.number) or type(entry) is int else type(entry)
@@ -452,6 +455,6 @@ def _of_one_type(entries: list[Any]) -> list[Any]:
     return [None if is_gone(entry) else str(entry) for entry in entries]
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     """Rounds a float to 8 significant digits; returns any other value unchanged."""
     return float(f"{value:.8g}") if isinstance(value, float) else value

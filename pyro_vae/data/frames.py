@@ -59,7 +59,7 @@ class Container(ABC):
 class PandasFrame(Container):
     """A `pandas.DataFrame`."""
 
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
@@ -143,7 +143,7 @@ def _arrow_series(raw: RawColumn) -> Any:
 class PolarsFrame(Container):
     """A `polars.DataFrame`."""
 
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
@@ -206,14 +206,14 @@ class PolarsFrame(Container):
 class StructuredArray(Container):
     """A NumPy array with named fields."""
 
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        return from_array(frame[frame.dtype.names[place]], name)
+        return from_array(frame[name], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         arrays = {name: to_array(raw) for name, raw in columns.items()}
@@ -227,7 +227,7 @@ class StructuredArray(Container):
 class ColumnsByName(Container):
     """A dictionary of arrays or sequences."""
 
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
@@ -258,7 +258,7 @@ class ColumnsByName(Container):
 class Matrix(Container):
     """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
 
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
@@ -282,7 +282,7 @@ class Matrix(Container):
 class TensorMatrix(Matrix):
     """A torch tensor `(rows, columns)`."""
 
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         return isinstance(frame, torch.Tensor)
 
     def names(self, frame: Any) -> list[str]:

@@ -500,7 +500,7 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     return values
 
 
-def _of_measured(found: Sequence[Any]) -> str:
+def _of_measured(found: Sequence[object]) -> str:
     """Returns advice if nearly all entries look like measurements, such as 2.4M, or else ""."""
     like = sum(bool(_MEASURED.match(str(word))) for word in found)
     if 10 * like < 9 * len(found):
@@ -539,7 +539,7 @@ def places_of(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " r
     return first_few(f"{_whole(values[row])!r} at row {row}" for row in rows) + ", counted from 0"
 
 
-def _or_numbers(name: str, categories: Sequence[Any]) -> str:
+def _or_numbers(name: str, categories: Sequence[object]) -> str:
     """Returns the advice to train on numbers, if the categories are whole numbers from 0 on."""
     whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in categories)
     return f", or with {of_kind(name, 'Count')}" if whole else ""

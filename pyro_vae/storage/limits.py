@@ -78,7 +78,7 @@ class Budget(TorchDispatchMode):
             )
 
 
-def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
+def require_few_objects(recorded: object, tensors: dict[str, Tensor]) -> None:
     """Refuses a JSON record that lists more objects than the saved tensors justify.
 
     Even an object without tensors takes time and memory.
@@ -121,7 +121,7 @@ def _tensors(args: Sequence[object]) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _elements(name: str, args: Sequence[Any]) -> int:
+def _elements(name: str, args: Sequence[object]) -> int:
     """Returns the number of elements of the tensor that an operation would create."""
     for part in args:
         if isinstance(part, list | tuple):

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from ..programs.modes import modules_of
 from ..randomness import forked
 from ..registry import ENTRIES, add, arguments_of, is_registered
 
+Listed = TypeVar("Listed")
 _CONVOLUTION = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding"),
     *("dilation", "groups", "bias", "padding_mode"),
@@ -61,7 +62,7 @@ for _layer, _names in LAYERS.items():
     add(_layer, {name: name for name in _names})
 
 
-def record(value: Any, where: str) -> Any:
+def record(value: object, where: str) -> Any:
     """Returns a JSON record of how to build an object.
 
     Arguments:
@@ -96,7 +97,7 @@ def record(value: Any, where: str) -> Any:
     raise ValueError(f"{where} is {what}")
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Returns a description of an object for messages, such as "a `my_models.Decoder`"."""
     kind = "the class" if inspect.isclass(value) else "the function"
     article = kind if _is_named(value) else "a"
@@ -114,7 +115,7 @@ def _is_named(value: object) -> bool:
     return inspect.isclass(value) or inspect.isroutine(value)
 
 
-def _arguments(value: Any) -> dict[str, Any]:
+def _arguments(value: object) -> dict[str, Any]:
     """Returns the constructor arguments, by name, of a layer or of an object of this library."""
     if isinstance(value, nn.Sequential):
         return dict(value._modules)  # named_children would list a repeated layer only once
@@ -124,7 +125,7 @@ def _arguments(value: Any) -> dict[str, Any]:
     return arguments
 
 
-def build(recorded: Any, where: str) -> Any:
+def build(recorded: object, where: str) -> Any:
     """Builds the object that a record describes, with new parameters.
 
     Arguments:
@@ -166,7 +167,7 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
     return recorded["class"], recorded["arguments"]
 
 
-def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
+def _listed(name: object, table: Mapping[str, Listed], where: str) -> Listed:
     """Returns the entry of a table under a name from a file; refuses an unknown name."""
     if not isinstance(name, str) or name not in table:
         raise ValueError(
