@@ -187,8 +187,8 @@ class DataChoice:
     )
     missing: Sequence[str] = option(
         (),
-        "marks of missing entries, besides empty cells, as in --missing=-999,n.d.; a mark of one "
-        "column is written behind its name, as in --missing=age=99",
+        "marks of missing entries, besides empty cells, as in --missing=-999,n.d.; a mark that is "
+        "for one column follows the column's name, as in --missing=age=99",
         type=_names,
         metavar="CELL,...",
     )

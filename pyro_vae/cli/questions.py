@@ -86,7 +86,7 @@ def selection_of(question: Question, run: Run) -> Selection:
     held_out = question.data is None
     if held_out and not path.exists():
         raise FileNotFoundError(
-            f"'{path}', on part of which the model in '{question.folder}' was trained, does not "
+            f"the model in '{question.folder}' was trained on a part of '{path}', which does not "
             "exist: pass a file of rows after the model, or change the current folder"
         )
     which = which if held_out else replace(which, key=key_of_new_rows(path, which.key))
@@ -149,9 +149,9 @@ def _of_grey(
 def _rows_to_use(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str, int]:
-    """Returns the positions of the rows to use: all, or with `held_out` those not trained on.
+    """Returns the positions of the rows to use, a title, and how many were trained on.
 
-    Also returns a title for these rows, and how many of them the model was trained on.
+    All rows are used, or with `held_out` only the rows that the model was not trained on.
     """
     everyone = list(range(len(digests)))
     title = f"{path}: {count_of(len(everyone), 'row', ',')}"

@@ -1,8 +1,8 @@
 """Finds columns that say the same, such as `survived` and `alive`, or degrees in two units.
 
-Two columns of categories say the same if their categories correspond one to one. Two columns of
-numbers say the same if one is a linear function of the other: its density, given the other, is then
-infinite in principle, and in practice limited only by the smallest noise of the likelihood.
+Two columns of categories say the same if their categories correspond one to one, and two columns of
+numbers if one column is a linear function of the other. The density of a copy of numbers, given the
+original, is infinite in principle. In practice it is limited by the likelihood's smallest noise.
 """
 
 from collections.abc import Mapping

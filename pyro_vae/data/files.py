@@ -247,9 +247,9 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
 
 
 def key_of_new_rows(path: Path, key: str | None) -> str | None:
-    """Returns the key for a file of new rows, for a model whose training rows have this `key`.
+    """Returns the key to read a file of new rows with, if the training rows were read with `key`.
 
-    Files of other formats, and npz files with one array, need no key.
+    Files other than npz and h5ad, and npz files with one array, need no key.
     """
     if key is None or file_kind(path) not in KEYED:
         return None

@@ -204,8 +204,8 @@ class Column:
             warn_of_column(
                 self.name,
                 f"column '{self.name}' has times in the zone {zone_of(raw.dtype)}, which are "
-                "converted to UTC, but the training rows had no time zone: if those were local "
-                f"times, too, drop the zone, as in frame[{self.name!r}].dt.tz_localize(None)",
+                "converted to UTC, but the training rows had no time zone: if the training times "
+                f"were local, drop the zone, as in frame[{self.name!r}].dt.tz_localize(None)",
             )
         kind = self.kind if isinstance(self.kind, Real | Count) else None
         found = raw if self.holds is Holds.WORDS else read(self.name, raw, kind)

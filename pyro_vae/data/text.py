@@ -101,7 +101,8 @@ class Layout:
             such as `007`. In these columns the word `none` is not taken to be missing.
         missing: Marks of missing entries, besides an empty cell and the usual `NA`, such as
             `("-999", "n.d.")`. A mark that is a number also matches other spellings of this number,
-            such as `-999.0`. A mark of one column is written behind its name, as in `age=99`.
+            such as `-999.0`. A mark that is for one column follows the column's name, as in
+            `age=99`.
     """
 
     separator: str | None = None
@@ -394,7 +395,7 @@ def _warn_of_odd_rows(path: Path, lines: list[int], rows: list[list[str]]) -> No
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
     """Drops empty cells at the end of the first line, or of some of the lines below it.
 
-    They are dropped if they make these lines longer than the other lines.
+    Empty cells are dropped if they make these lines longer than the other lines.
     """
     width = len(rows[0]) if rows else 0
     longest = max(map(len, rows[1:]), default=width)

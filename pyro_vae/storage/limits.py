@@ -1,7 +1,8 @@
 """Limits of loading: no more memory and no more tensors than the size of the files justifies.
 
-The JSON file of a saved model states the sizes of its parts, and a forged file can state any sizes.
-So while the parts are built, the size of every new tensor is checked before memory is allocated.
+The JSON file of a saved model states the sizes of the model's parts, and a forged file can state
+any sizes. So while the parts are built, the size of every new tensor is checked before memory is
+allocated.
 """
 
 import json
