@@ -117,7 +117,8 @@ def _own_program(guide: ProgramLike | None) -> Program | None:
 
 def has_parameters(guide: ProgramLike) -> bool:
     """Whether a guide may have trainable parameters. A guide with `ExactPosterior` has none."""
-    held = reached_by(guide)  # a self-contained program may not have made its parameters yet
+    held = reached_by(guide)
+    # The parameters of a `SelfContained` program may not exist before its first call.
     return any(isinstance(part, Tensor | SelfContained) for part in held) or any(
         parameter.numel() > 0
         for module in held

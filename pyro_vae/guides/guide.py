@@ -447,7 +447,7 @@ class Guide(NamedModule):
         return guide
 
     def _start(self, batch: Batch, given: Mapping[str, Tensor] | None) -> Tensor:
-        """Parameters at which `fit_rows` starts: the map's output if it accepts these data."""
+        """Parameters at which `fit_rows` starts: the map's output, or the prior's for a table."""
         if not self.map.per_row:
             return self._evaluated(batch, given).parameters
         return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)

@@ -310,7 +310,7 @@ class ProgramPosterior(Posterior):
         if self.only is None:
             return False
         (q,) = self.only.sites.values()
-        # Near the bounds of a support values are rounded, so unconstrained values are drawn.
+        # Constrained sites are drawn without keys, by their unconstrained values where possible.
         is_real = self.program.latent_sites[0].is_real
         return is_real and _is_known(q) and noise_shape(q) is not None
 

@@ -32,7 +32,7 @@ from .families import Family
 from .optimization import FRESH_DRAWS, FitRows, Problem, maximize
 from .reparameterization import FEW, Noise, SeededNoise, noise_size
 
-_MEMORY = 2**28  # bytes for the program's results per call; gradients take as many again
+_MEMORY = 2**28  # bytes for the program's results per call; gradients take as much again
 _ROWS_TOGETHER = 8  # rows that take a step together, as a multiple of the rows per program call
 _OPTIMISTIC = 2.0  # standard errors; by chance 2% of the data exceed this, and are refitted
 _POINTS = (1, 4, 16)  # factors on the number of points, tried in this order

@@ -86,7 +86,7 @@ def ahead_of_plates(x: Tensor, ahead: Sequence[int], num_dims: int) -> Tensor:
 
     Example:
         >>> import torch
-        >>> ahead_of_plates(torch.zeros(7, 5), (7, 1), 2).shape  # 5 rows, one of two plates
+        >>> ahead_of_plates(torch.zeros(7, 5), (7, 1), 2).shape  # 5 rows in the last of 2 plates
         torch.Size([7, 1, 1, 5])
     """
     taken = len(ahead)

@@ -38,7 +38,7 @@ from .families import DiagonalNormal
 from .posteriors import FamilyPosterior, Posterior, ProgramPosterior, SitesPosterior, rows_of
 
 _FEW = 3  # rows; in reverse order two of them move, and one does not
-_TOLERANCE = 1e-2  # relative; above float32 rounding, below the effect of other parameters
+_TOLERANCE = 1e-2  # relative; above float32 rounding, below the effect of another row's parameters
 _MOST_ROWS = 10**6  # parameters with more rows are not tried
 
 REMEDY = (
