@@ -176,7 +176,8 @@ class _Shaped(Kind):
         array = "tensor" if is_tensor else "NumPy array"
         shape = annotation.dim_str.replace(" ", ", ")
         number = annotation.__name__.partition("[")[0].lower()
-        self.expected = f"a {number} {array} of shape ({shape})"
+        article = "an" if number.startswith("int") else "a"
+        self.expected = f"{article} {number} {array} of shape ({shape})"
         dtype = ", dtype=torch.float32" if number == "float" else ""
         self.conversion = f"torch.as_tensor({{}}{dtype})" if is_tensor else "np.asarray({})"
 

@@ -187,15 +187,28 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
     if isinstance(kind, Device):
         return "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
     if kind.conversion:
-        reshaped = f", or reshape it, as in {name}[None] for one row"
-        line = kind.conversion.format(name)
-        return f"convert it, as in {line}{reshaped * isinstance(value, Tensor | np.ndarray)}"
+        return _conversion(name, kind, value)
     if default is None or isinstance(default, int | float | str):
         example = f", or {name}={_EXAMPLES[name]}" if name in _EXAMPLES else ""
         return f"pass, for example, {name}={default!r}, the default{example}"
     if isinstance(kind, Number):
         return f"pass, for example, {name}={kind.example}"
     return f"pass, for example, {name}={_EXAMPLES[name]}" if name in _EXAMPLES else _HELP
+
+
+def _conversion(name: str, kind: Kind, value: Any) -> str:
+    """Writes code that makes an argument the tensor or the array that is expected."""
+    if kind.expected.startswith("an int"):
+        if isinstance(value, slice):
+            return f"pass positions, as in torch.arange(num_data)[{name}]"
+        if isinstance(value, Tensor | np.ndarray) and str(value.dtype).endswith("bool"):
+            positions = f"torch.as_tensor({name}).nonzero().flatten()"
+            return f"pass the positions of the entries that are True, as in {positions}"
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return f"convert it, as in {name}.long()"
+    reshaped = f", or reshape it, as in {name}[None] for one row"
+    line = kind.conversion.format(name)
+    return f"convert it, as in {line}{reshaped * isinstance(value, Tensor | np.ndarray)}"
 
 
 def _parts(value: Any) -> Sequence[Any]:

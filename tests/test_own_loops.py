@@ -205,3 +205,26 @@ def test_a_deterministic_site_beside_global_sites_is_no_part_of_a_vector() -> No
     before = guide.shared.value.detach().clone()
     step(schools, guide, SWAPPED)
     assert not torch.equal(guide.shared.value, before)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [0, 2],
+        range(0, 3, 2),
+        slice(0, 3, 2),
+        np.array([0, 2]),
+        np.array([True, False, True, False]),
+        torch.tensor([True, False, True, False]),
+        torch.tensor([0.0, 2.0]),
+    ],
+    ids=repr,
+)
+def test_what_selects_rows_otherwise_is_refused_with_the_conversion(rows: Any) -> None:
+    """The code in the message, run as it stands, makes positions of whatever was passed."""
+    with pytest.raises((TypeError, ValueError), match="`rows` must be an int tensor") as refused:
+        pv.minibatch(rows, 4)
+    code = str(refused.value).partition("as in ")[2].partition(", or reshape")[0]
+    converted = eval(code, {"rows": rows, "torch": torch, "num_data": 4})
+    with pv.minibatch(converted, 4):
+        assert converted.tolist() == [0, 2]
