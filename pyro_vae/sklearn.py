@@ -13,6 +13,7 @@ This module needs scikit-learn, and is imported when `pyro_vae.sklearn` is first
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -206,7 +207,8 @@ class VAE(
         self.__dict__.pop("n_epochs_", None)  # until this call succeeds
         table, _ = self._table(X, reset=True)
         self.seed_ = _seed_of(self.random_state)
-        self.columns_ = Columns.of(table, self._kinds(table))
+        with _naming_arrays(table):
+            self.columns_ = Columns.of(table, self._kinds(table))
         self.center_, self.scale_ = self.columns_.center.numpy(), self.columns_.scale.numpy()
         rows = self.columns_.encode(table, dtype=torch.float64)
         self._sees_holes = bool(rows.isnan().any())
@@ -435,6 +437,21 @@ def _advised(advice: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error}\n{advice}") from error
+
+
+@contextmanager
+def _naming_arrays(table: Any) -> Iterator[None]:
+    """Writes the advice on dropping columns for an array, if the table is one."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(table, np.ndarray):
+            raise
+        drop = re.compile(r"(the data frame )?X\.drop\(columns=\[([\d', ]+)\]\)")
+        text = drop.sub(
+            lambda m: f"np.delete(X, [{m[2].replace(chr(39), '')}], axis=1)", str(error)
+        )
+        raise ValueError(text) from error
 
 
 def _seed_of(random_state: Any) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -383,6 +384,19 @@ def test_ids_are_refused_with_what_works_here() -> None:
     with pytest.raises(ValueError, match=r"X\.drop\(columns=\['id'\]\)"):
         tiny().fit(frame)
     assert tiny().fit(frame.drop(columns=["id"])).n_features_in_ == mixed().shape[1]
+
+
+@pytest.mark.parametrize("places", [[1], [0, 2]])
+def test_columns_of_an_array_are_dropped_as_arrays_are(places: list[int]) -> None:
+    """An array has no `drop`, but NumPy deletes its columns; the line runs as it stands."""
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    X[:, places] = np.nan
+    with pytest.raises(ValueError, match="has no observed entry") as refused:
+        tiny().fit(X)
+    (line,) = set(re.findall(rf"np\.delete\(X, \{places}, axis=1\)", str(refused.value)))
+    assert "X.drop" not in str(refused.value)
+    kept = eval(line, {"np": np, "X": X})
+    assert tiny().fit(kept).n_features_in_ == 4 - len(places)
 
 
 def test_a_mixed_frame_needs_its_words() -> None:
