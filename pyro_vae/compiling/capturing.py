@@ -131,7 +131,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _called_as_recorded() -> Iterator[None]:
-    """Makes code that is compiled inside the block call oneDNN for matrix products, as recorded.
+    """Lets code that is compiled inside the block call oneDNN where the graph has its product.
 
     The compiler's own translation of oneDNN's product is disabled, since it requires constant
     weights.

@@ -283,7 +283,7 @@ def _without_history(module: nn.Module, memo: _Memo) -> None:
 
 
 def _scripts(module: nn.Module, memo: _Memo) -> Iterator[torch.jit.ScriptModule]:
-    """Yields the outermost `torch.jit` modules in a module that are not copied yet."""
+    """Yields the outermost `torch.jit` modules inside a module, if they are not copied yet."""
     if not isinstance(module, torch.jit.ScriptModule):
         for child in module.children():
             yield from _scripts(child, memo)

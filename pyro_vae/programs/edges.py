@@ -135,7 +135,7 @@ def support_of(distribution: Distribution) -> Any:
 
 
 def _is_angle(inner: Any) -> bool:
-    """Whether a distribution, or a component of a mixture, is one of angles."""
+    """Whether the values of a distribution are angles; the components decide for a mixture."""
     while not isinstance(inner, _ANGLES):
         if isinstance(inner, MixtureSameFamily):
             inner = inner.component_distribution

@@ -311,7 +311,7 @@ def recording() -> Iterator[None]:
     if not torch.is_inference_mode_enabled():
         yield
         return
-    with torch.inference_mode(mode=False), torch.no_grad():  # the former alone turns gradients on
+    with torch.inference_mode(mode=False), torch.no_grad():  # the first alone enables gradients
         yield
 
 

@@ -71,7 +71,7 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
 
 
 def flat(values: Tensor, before: int = 1) -> Tensor:
-    """Flattens every datum, which may be a single number; `before` axes come before its own.
+    """Flattens the axes of a datum, which follow the first `before` axes; a number gets an axis.
 
     Example:
         >>> flat(torch.zeros(4)).shape, flat(torch.zeros(4, 2, 3)).shape

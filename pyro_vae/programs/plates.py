@@ -358,9 +358,9 @@ _REPLACED_SUBSAMPLE = Replaced(SubsampleMessenger, "_subsample", staticmethod(_s
 
 
 def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
-    """Gives a plate of fixed size a :class:`PlateIndex` if the plate is taken for that over data.
+    """Gives a plate of fixed size a :class:`PlateIndex` if it counts as the plate over data.
 
-    A minibatch that names no plate takes every plate with the size of the batch for the plate over
+    If a minibatch names no plate, every plate with the size of the batch counts as the plate over
     data. Returns the plate's size, its number of rows, and its index.
     """
     batch = whole.minibatch

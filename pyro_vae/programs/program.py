@@ -46,7 +46,7 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """The methods of a :class:`Program` that fits of q to single rows and Markov chains use."""
+    """The methods of a :class:`Program` that Markov chains and fits of q to single rows use."""
 
     @property
     def model(self) -> ProgramLike:

@@ -280,7 +280,7 @@ def _left_out(model: ProgramLike, batch: Batch) -> str | None:
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
-    """Returns a plate's subsampling, given what it requested in runs on two and on three rows.
+    """Returns a plate's subsampling, given its requests in runs on two and on three rows.
 
     A size that differs between the runs follows the batch, and becomes `None`. The whole result is
     `None` if the plate requested no subsampling in one of the runs.

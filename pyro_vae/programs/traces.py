@@ -151,9 +151,9 @@ class TracedSite:
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
     def _log_prob_under(self, distribution: Distribution) -> Tensor:
-        """Log density of the value under the site's distribution, with all or fewer of its masks.
+        """Log density of the value under `distribution`, the site's own with or without masks.
 
-        Computed from the recorded unconstrained value if a formula is known.
+        It is computed from the recorded unconstrained value if a formula is known.
         """
         found = recorded(self.node)
         log_prob = None if found is None else log_prob_at(distribution, *found)
