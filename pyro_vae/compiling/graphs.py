@@ -154,7 +154,7 @@ class Graphs:
 
     Arguments:
         model: The model that the functions belong to.
-        what: Name of the functions' results, for a warning.
+        results: Name of the functions' results, for a warning.
         compile: True to compile at once, False to never compile, `None` to compile if that saves
             time.
         memory: Memory budget in MiB. With `compile=None` nothing is compiled if the compiler needs
@@ -162,9 +162,9 @@ class Graphs:
     """
 
     def __init__(
-        self, model: ProgramLike, what: str, *, compile: bool | None, memory: float = torch.inf
+        self, model: ProgramLike, results: str, *, compile: bool | None, memory: float = torch.inf
     ) -> None:
-        self.what, self.is_requested = what, bool(compile)
+        self.results, self.is_requested = results, bool(compile)
         self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)
         self._method = name_of(model)  # an object may have several methods
         self._kept = kept_with(model)
@@ -235,7 +235,7 @@ class Graphs:
         """Whether a graph agrees with the program; if not, all graphs of the model are dropped."""
         if _agree(expected, found, _AGREE):
             return True
-        reason = f"compiled {self.what} differ from those of the eager program"
+        reason = f"compiled {self.results} differ from those of the eager program"
         self._kept.disagreements += 1
         if self._kept.disagreements >= _DISAGREEMENTS:
             self._kept.refused.update(dict.fromkeys(self._kept.graphs, reason))
@@ -247,7 +247,7 @@ class Graphs:
         """Compiles nothing from now on; warns with the reason if compiling was requested."""
         self.is_off = True
         if self.is_requested:
-            warn(f"{self.what} are evaluated eagerly, not compiled: {reason}")
+            warn(f"{self.results} are evaluated eagerly, not compiled: {reason}")
 
 
 def compiled(

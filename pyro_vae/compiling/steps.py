@@ -219,10 +219,10 @@ class CompiledSteps:
     def suspect(self) -> None:
         """Lets the next compiled step be compared with the programs, if they may have changed.
 
-        Call this method once per epoch, if callbacks may change a number in a program. A changed
-        number in an attribute of a module leads to a comparison at once. Because of numbers
-        elsewhere, such as global variables, there is also one after 1, 2, 4, 8, ... epochs: a
-        comparison can take longer than an epoch of a small model.
+        Call this method once per epoch, if callbacks may change a number in a program. The programs
+        are compared if a number in an attribute of a module has changed. Changes elsewhere, such as
+        of global variables, are not seen, so the programs are also compared after 1, 2, 4, 8, ...
+        epochs: a comparison can take longer than an epoch of a small model.
         """
         before, self.numbers = self.numbers, _numbers_in(self.modules)
         self.times_suspected += 1

@@ -131,7 +131,7 @@ def with_missing(distribution: Distribution, value: Tensor, like: Tensor) -> Ten
     """Replaces drawn values by nan where entries are missing.
 
     If the distribution models which entries are missing, the missing entries are drawn, too.
-    Otherwise they are those of `like`.
+    Otherwise the entries that are missing in `like` are missing.
     """
     features = unwrapped(distribution)
     modelled = features.log_observed(value) if isinstance(features, PartlyObserved) else None

@@ -372,14 +372,14 @@ def _refuse_value(message: str, site: str, error: Exception) -> None:
     if refused := re.match(_OUTSIDE, message, re.DOTALL):
         values = refused["values"]
         short = values if len(values) <= _MOST_VALUES else f"{values[:_MOST_VALUES]}..."
-        whose = f"its {refused['kind']} distribution, {refused['range']}"
+        support = f"support of its {refused['kind']} distribution, {refused['range']}"
         if "nan" in values:
             raise ValueError(
-                f"site '{site}' must have values in the support of {whose}; got {short}: write "
+                f"site '{site}' must have values in the {support}; got {short}: write "
                 "the program so that it computes no nan, even from one row or from equal rows"
             ) from error
         raise OutsideSupportError(
-            f"site '{site}' must have values in the support of {whose}; got {short}: transform "
+            f"site '{site}' must have values in the {support}; got {short}: transform "
             "these values, or use a distribution with their support"
         ) from error
 
@@ -431,7 +431,7 @@ class Determined(Messenger):
 
     The value of a `Delta` site follows from other sites. Without this handler the site would count
     as latent, with the density of a point mass. Pyro's reparameterizations replace a latent site by
-    a `Delta` that observes its own value; without this handler it would count as data.
+    a `Delta` that observes its own value; without this handler such a site would count as data.
     """
 
     def __init__(self) -> None:
@@ -442,9 +442,9 @@ class Determined(Messenger):
         if msg["infer"].get("_deterministic") or poutine.util.site_is_subsample(msg):
             return
         point, value = base_of(msg["fn"]), msg["value"]
-        if not isinstance(point, Delta) or _has_density(msg["fn"], point):
+        if not isinstance(point, Delta) or value is not (point.v if msg["is_observed"] else None):
             return
-        if value is (point.v if msg["is_observed"] else None):
+        if not _has_density(msg["fn"], point):
             self.names.add(msg["name"])
             msg["infer"] = {**msg["infer"], "_deterministic": True}
             msg.update(value=msg["fn"]() if value is None else value, is_observed=True)
