@@ -279,19 +279,13 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
     order = sorted(log_marginals, key=lambda name: -float(log_marginals[name].mean.value))
     best = log_marginals[order[0]]
     pairs = {name: paired_difference(log_marginals[name], best) for name in order}
-    return ModelComparison(
-        {name: _mean(log_marginals[name]) for name in order},
-        # The best model's difference from itself is exactly 0.
-        {
-            name: pair if place else replace(pair, error=torch.zeros_like(pair.error))
-            for place, (name, pair) in enumerate(pairs.items())
-        },
-        {name: int((~log_marginals[name].reliable).sum()) for name in order},
-    )
-
-
-def _mean(log_marginal: LogMarginal) -> MeanOverData:
-    return MeanOverData.over(log_marginal.estimate, log_marginal.reliable)
+    # The best model's difference from itself is exactly 0.
+    pairs[order[0]] = replace(pairs[order[0]], error=torch.zeros_like(best.error))
+    means = {
+        name: MeanOverData.over(log_marginals[name].estimate, log_marginals[name].reliable)
+        for name in order
+    }
+    return ModelComparison(means, pairs, {name: mean.num_doubted for name, mean in means.items()})
 
 
 check_public(globals())

@@ -40,7 +40,7 @@ from .formatting import count_of
 from .guides import Family
 from .likelihoods import Likelihood, Mixed
 from .tables import TableVAE
-from .training import Fit, adam_with, fit
+from .training import adam_with
 
 try:
     from sklearn.base import (
@@ -212,11 +212,11 @@ class VAE(
         self.center_, self.scale_ = self.columns_.center.numpy(), self.columns_.scale.numpy()
         rows = self.columns_.encode(table, dtype=torch.float64)
         self._sees_holes = bool(rows.isnan().any())
-        train, held_out = self._make(Dataset("X", rows, rows[:0], columns=self.columns_))
+        self._make(Dataset("X", rows, rows[:0], columns=self.columns_))
         if isinstance(self.model_.likelihood, likelihoods.Gaussian | Mixed):
             warn_constant_columns(rows, self.columns_.names)
             warn_of_copies(rows, self.columns_.kinds)
-        self.history_, self.n_epochs_ = self._trained(train, held_out)
+        self.history_, self.n_epochs_ = self._trained()
         return self
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -366,47 +366,37 @@ class VAE(
         ]
         return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
-    def _make(self, dataset: Dataset) -> tuple[Tensor, Tensor | None]:
-        """Makes model and guide, as attributes; returns training rows and validation rows.
-
-        The user's family is copied, because training may change it.
-        """
+    def _make(self, dataset: Dataset) -> None:
+        """Makes model and guide, as attributes; the family is copied, so that it can be reused."""
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, self.likelihood)
         self.latent_dim_, _ = sizes.of(dataset)
-        self.table_ = table = TableVAE.of(
+        self.table_ = TableVAE.of(
             dataset,
             sizes,
             family=copy.deepcopy(self.family),
             validation_fraction=self.validation_fraction if self.early_stopping else 0.0,
         )
-        self.model_, self.guide_ = table.model, table.guide
-        assert table.dataset is not None
-        rows = table.dataset.train, table.validation
-        table.dataset = table.validation = None  # an estimator does not keep its rows
-        return rows
+        self.model_, self.guide_ = self.table_.model, self.table_.guide
 
-    def _trained(self, train: Tensor, held_out: Tensor | None) -> tuple[Any, int]:
-        rows = defaults.batch_size(len(train)) if self.batch_size is None else self.batch_size
+    def _trained(self) -> tuple[Any, int]:
+        """Trains model and guide; returns the history, and the epoch that was kept."""
+        how: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        if self.table_.validation is not None:
+            how["patience"] = self.patience
         with _constant_columns_allowed():
-            result: Fit = fit(
-                self.model_,
-                self.guide_,
-                train,
+            result = self.table_.fit(
                 num_epochs=self.max_epochs,
-                batch_size=rows,
                 optimizer=adam_with(self.learning_rate),
-                validation=held_out,
-                patience=None if held_out is None else self.patience,
                 seed=self.seed_,
                 progress=bool(self.verbose),
+                **how,
             )
+        self.table_.dataset = self.table_.validation = None  # an estimator does not keep its rows
         if result.stopped == "interrupted":
             warn(
                 f"training was interrupted after {count_of(len(result.history.epoch), 'epoch')}, "
                 "and the estimator answers with the parameters so far: call `fit` again to train it"
             )
-        scale = float(self.columns_.log_scales(train).mean())
-        self.table_.history = replace(result, log_scale=scale)
         return result.history, result.best_epoch
 
     def _own_units(self, rows: Tensor) -> Any:

@@ -298,7 +298,7 @@ def test_rows_that_say_when_to_stop_are_not_trained_on(monkeypatch: pytest.Monke
         seen.update(options, train=train)
         return FIT
 
-    monkeypatch.setattr("pyro_vae.sklearn.fit", caught)
+    monkeypatch.setattr("pyro_vae.tables.fit", caught)
     X = np.stack([np.arange(0.0, 80.0, 2.0), np.arange(40.0) ** 2], axis=1)
     vae = tiny(1).fit(X)
     train, held_out = (
@@ -493,7 +493,7 @@ def test_a_fit_that_failed_leaves_no_answers(monkeypatch: pytest.MonkeyPatch) ->
     def failed(*_: Any, **__: Any) -> Any:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("pyro_vae.sklearn.fit", failed)
+    monkeypatch.setattr("pyro_vae.tables.fit", failed)
     with pytest.raises(FloatingPointError):
         vae.fit(1000 * IRIS)
     for ask in (vae.transform, vae.score_samples, vae.inverse_transform):
@@ -505,9 +505,7 @@ def test_a_fit_that_failed_leaves_no_answers(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_fit_that_was_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid search scores it as any other; and how training went is in the table."""
-    monkeypatch.setattr(
-        "pyro_vae.sklearn.fit", lambda *_, **__: replace(FIT, stopped="interrupted")
-    )
+    monkeypatch.setattr("pyro_vae.tables.fit", lambda *_, **__: replace(FIT, stopped="interrupted"))
     with pytest.warns(UserWarning, match=r"interrupted after 1 epoch.* call `fit` again"):
         vae = tiny(2).fit(8 * IRIS)
     history = vae.table_.history
