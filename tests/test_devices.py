@@ -18,7 +18,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.guides.posteriors import SitesPosterior
 from pyro_vae.programs import Program
-from pyro_vae.results import Result
+from pyro_vae.results import Result, combined
 
 DEVICE = os.environ.get("DEVICE", "cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted", "ignore:.*NaN")
@@ -283,6 +283,17 @@ def test_a_table_with_a_device_takes_rows_from_others() -> None:
     table.take(*parts)
     assert table.table.device.type == "meta"
     assert table.table.shape == (3, 4)
+
+
+def test_units_of_rows_are_used_where_the_densities_are(
+    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a table are on the processor, and the model may be on another device."""
+    model, guide, y = fitted
+    found = combined([pv.evaluate(*fitted, QUICK)], lambda parts, _: parts[0].to("meta"))
+    monkeypatch.setattr("pyro_vae.tables.evaluate", lambda *_, **__: found)
+    table = pv.TableVAE(model, guide, pv.data.Scaling(), holes=True)
+    assert table.evaluate(y).log_marginal.value.device.type == "meta"
 
 
 @elsewhere

@@ -202,6 +202,7 @@ class Evaluation(Result):
     def shifted(self, log_scale: Tensor) -> "Evaluation":
         """Adds `log_scale` nats to every datum's ELBO and log p(y), as a change of units does."""
         bound, result = self
+        log_scale = log_scale.to(result.value.device)
         elbo = bound.elbo._replace(value=bound.value + log_scale)
         distortion = bound.distortion._replace(value=bound.distortion.value - log_scale)
         return Evaluation(
