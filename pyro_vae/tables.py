@@ -60,6 +60,7 @@ from .queries import (
     similarity,
     traverse,
 )
+from .queries.measures import Measure
 from .randomness import row_digests
 from .results import Result, data_frame
 from .storage.cards import UNITS
@@ -239,8 +240,8 @@ class TableVAE:
     ) -> Evaluation:
         """ELBO and log density of every row, from the same draws; see :func:`pyro_vae.evaluate`."""
         rows = self.rows(data)
-        given: dict[str, Any] = {"seed": seed, "progress": progress}
-        found = evaluate(self.model, self._posterior(rows, seed), rows, estimator, **given)
+        posterior = self._posterior(rows, seed)
+        found = evaluate(self.model, posterior, rows, estimator, seed=seed, progress=progress)
         return found.shifted(self._shift(rows))
 
     def log_marginal_likelihood(
@@ -283,9 +284,8 @@ class TableVAE:
         is_number = isinstance(reference, int | np.integer)
         held: Any = reference if is_number else self.rows(reference)
         posterior = self._for_other_rows(rows)
-        how = {**self._widely(posterior, _RANKED), **how}
-        given: dict[str, Any] = {"seed": seed, "progress": progress, **how}
-        found = outliers(self.model, posterior, rows, held, **given)
+        how = {"estimator": self._wide(posterior, _RANKED), "seed": seed, **how}
+        found = outliers(self.model, posterior, rows, held, progress=progress, **how)
         shift = self._shift(rows).to(found.reference)
         return replace(found, log_p=self._own(found.log_p, rows), reference=found.reference + shift)
 
@@ -303,8 +303,8 @@ class TableVAE:
         posterior = self._posterior(rows, seed)
         if beside is not None:
             self._check_holes(beside)
-        given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
-        return similarity(self.model, posterior, rows, beside, **given)
+        wide = self._wide(posterior, _WEIGHTED)
+        return similarity(self.model, posterior, rows, beside, wide, seed=seed, progress=progress)
 
     def impute(
         self,
@@ -321,8 +321,8 @@ class TableVAE:
         rows = self.rows(data)
         # Without a guide, a q is fitted to every row.
         posterior = None if self._new_holes(rows) else self._posterior(rows, seed)
-        given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
-        filled = impute(self.model, posterior, rows, num_samples, **given)
+        given: dict[str, Any] = {"estimator": self._wide(posterior, _WEIGHTED), "seed": seed}
+        filled = impute(self.model, posterior, rows, num_samples, progress=progress, **given)
         if not isinstance(self.units, Columns):
             return filled
         exact = filled.value
@@ -355,14 +355,14 @@ class TableVAE:
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
         posterior = self._for_other_rows(rows)
-        given |= self._widely(posterior, _WEIGHTED)
+        given["estimator"] = self._wide(posterior, _WEIGHTED)
         found = conditional_density(self.model, posterior, rows, column, **given)
         others, place = rows.clone(), columns.names.index(column)
         others[:, place] = torch.nan
         found = replace(found, evidence=self._own(found.evidence, others))
         return found.in_units_of(columns.columns[place])
 
-    def dependence(self, measure: Any = None, *, seed: int = 0) -> Dependence:
+    def dependence(self, measure: Measure | None = None, *, seed: int = 0) -> Dependence:
         """Dependence between every two columns; see :func:`pyro_vae.queries.dependence`."""
         names = self._columns().names
         return dependence(self.model, self.guide, None, measure, names=names, seed=seed)
@@ -522,11 +522,11 @@ class TableVAE:
         """
         return None if self._new_holes(rows) else for_any_rows(self.guide, None)[0]
 
-    def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
-        """Returns the argument `estimator`, which widens the guide's q; empty without a guide."""
+    def _wide(self, posterior: ProgramLike | None, num_samples: int) -> ImportanceSampling | None:
+        """Returns an estimator that widens the guide's q; None, the default, without a guide."""
         if posterior is None:
-            return {}
-        return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}
+            return None
+        return defaults.wide_sampling(self.model.latent_dim, num_samples)
 
     def _new_holes(self, rows: Tensor) -> int:
         """Counts missing entries, which a guide can handle only if its training rows had some."""
