@@ -111,5 +111,5 @@ def test_all_densities_are_averaged_alike() -> None:
 def test_too_few_draws_are_refused() -> None:
     """A tail needs draws."""
     model = vae()
-    with pytest.raises(ValueError, match="at least 30 draws per row"):
+    with pytest.raises(ValueError, match="at least 30 draws"):
         similarity(model, guide(model), ROWS, estimator=pv.ImportanceSampling(10))
