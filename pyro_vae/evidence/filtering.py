@@ -22,7 +22,7 @@ have as many observed entries as possible. A mistaken assignment makes the filte
 not wrong: the last weight includes any part of the log likelihood that earlier weights lack.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -173,13 +173,17 @@ class ParticleFilter:
                 values.update(guide.values(stage.sites))
             run = retry_unvalidated(partial(program.run, rows, values))
             is_last = place + 1 == len(stages)
-            after = _log_likelihood(program, run) if is_last else _known(program, run, stage)
+            observed = _observed(program, run).values()
+            after = _log_prob(program, observed) if is_last else _known(program, run, stage)
             _check(program, run, after, row)
-            after = after.double().view(shape)
+            after = after.view(shape)
             gains = after - before
             if self.guided:
-                ratio = _log_latents(program, run, stage) - _log_latents(program, guide, stage)
-                gains = gains + ratio.view(shape)
+                log_model, log_guide = (
+                    _log_prob(program, [part[name] for name in stage.sites])
+                    for part in (run, guide)
+                )
+                gains = gains + (log_model - log_guide).view(shape)
             gains = gains.nan_to_num(nan=-torch.inf)
             log_evidence += stats.log_mean_exp(gains.T)
             values.update(run.values(stage.sites))
@@ -212,10 +216,10 @@ def _guide_run(
     return run
 
 
-def _log_latents(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of a stage's latent sites in a run, `(rows,)`."""
-    sites = (run[name].log_prob_by_datum(program.plate_dim) for name in stage.sites)
-    return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
+def _log_prob(program: Program, sites: Iterable[TracedSite]) -> Tensor:
+    """Sums the log densities of sites, `(rows,)`."""
+    parts = [site.log_prob_by_datum(program.plate_dim).double() for site in sites]
+    return torch.stack(parts).sum(dim=0)
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
@@ -312,13 +316,6 @@ def _known(program: Program, run: Run, stage: Stage) -> Tensor:
         ),
         torch.zeros((), dtype=torch.float64),
     )
-
-
-def _log_likelihood(program: Program, run: Run) -> Tensor:
-    """Sums the log densities of all observed sites in a run, `(rows,)`."""
-    sites = _observed(program, run).values()
-    parts = [site.log_prob_by_datum(program.plate_dim).double() for site in sites]
-    return torch.stack(parts).sum(dim=0)
 
 
 def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None:

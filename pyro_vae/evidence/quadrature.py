@@ -232,8 +232,7 @@ def _integrated(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogM
         todo = is_off.nonzero()[:, 0]
         if len(todo) == 0:
             break
-        better = _level(integrand, frames(todo), halvings, method)
-        parts = with_rows(parts, todo, better)
+        parts = with_rows(parts, todo, _level(integrand, frames(todo), halvings, method))
         answer = _added_up(parts, scan)
     return _result(answer, scan, rounding, method)
 

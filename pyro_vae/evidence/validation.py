@@ -87,8 +87,11 @@ class Comparison(PerDatum):
 
     @property
     def difference(self) -> Estimate:
-        """Mean of first minus second estimate over the compared data, with its error, in nats."""
-        return _mean(self.value[self.compared], self.error[self.compared])
+        """Mean of first minus second estimate over the compared data, in nats; nan if none are."""
+        value, error = self.value[self.compared], self.error[self.compared]
+        if len(value) == 0:
+            return Estimate(value.new_tensor(torch.nan), error.new_tensor(torch.nan))
+        return stats.mean_over_data(Estimate(value, error))
 
     @property
     def z(self) -> Float[Tensor, " batch"]:
@@ -339,13 +342,6 @@ def _pair(
     mean = Estimate(*(part[None] for part in pair.difference))
     of_mean = _left(*mean, low.mean()[None], high.mean()[None]).nan_to_num(nan=0.0)
     return replace(pair, contradiction=float(torch.cat([of_data, of_mean]).max()))
-
-
-def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> Estimate:
-    """Averages differences over data; nan without data."""
-    if len(difference) == 0:
-        return Estimate(difference.new_tensor(torch.nan), difference.new_tensor(torch.nan))
-    return stats.mean_over_data(Estimate(difference, error))
 
 
 def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
