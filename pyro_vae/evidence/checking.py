@@ -1,4 +1,4 @@
-r"""Independent checks of an estimate of log p(y), for mass that the estimate's draws did not reach.
+r"""Independent checks of an estimate of log p(y), which look for mass that its draws missed.
 
 The weights of a proposal cannot show a mode that none of its draws reached. So
 :class:`pyro_vae.Tightest` checks each estimate :math:`\log \hat p` by other computations, which do

@@ -130,8 +130,8 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
     except ValueError as error:
         raise ValueError(
             "pv.ClosedForm() requires a log joint that is quadratic in the latents, or a model "
-            "with a method log_evidence(*batch): use pv.Quadrature() for up to three latents, or "
-            f"pv.ImportanceSampling(). {error}"
+            f"with a method log_evidence(*batch). {error} For log p(y), use pv.Quadrature() for up "
+            "to three latents, or pv.ImportanceSampling()."
         ) from error
 
 
@@ -144,7 +144,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
     for rows in in_pieces(_ROWS, *batch):
         degree, operation = degree_of(program, rows)
         if degree > 2:
-            how = f"'{operation}' of a latent" if operation else f"a term of degree {degree}"
+            how = f"'{operation}' of a latent" if operation else f"a term of degree {degree:g}"
             raise ValueError(
                 f"The log joint is not a quadratic function of the latents: it contains {how}."
             )

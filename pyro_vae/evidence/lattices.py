@@ -1,7 +1,7 @@
-"""Sums over the points of lattices around modes, outwards from each mode, and what they may miss.
+"""Sums the joint density over lattices around modes, and bounds the mass that the sums may miss.
 
-:mod:`pyro_vae.evidence.quadrature` says why there are several lattices around each mode, and in
-which coordinates.
+:mod:`pyro_vae.evidence.quadrature` explains why there are several lattices around each mode, and
+the coordinates of the lattices.
 """
 
 import math
@@ -234,10 +234,7 @@ class Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns the largest log mass of a cell that contains a mode, `(modes,)`.
-
-        All modes of a datum have the same value, which is the largest over these modes.
-        """
+        """Returns, for each mode, the log mass of the heaviest cell around a mode of its datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)

@@ -416,7 +416,7 @@ def _of_rows(source: Source, rows: Tensor) -> Source:
 
 
 def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
-    """Sets method and bound to those of all rungs used; data without a rung count as `tried`."""
+    """Sets method and bound by the rungs used; data without an accepted rung count as `tried`."""
     rungs = (RUNGS[place] for place in result.rung.unique().tolist())
     used = {tried if rung is Rung.NONE else rung for rung in rungs}
     bound = Bound.TWO_SIDED if used & {Rung.CLOSED_FORM, Rung.QUADRATURE} else Bound.LOWER

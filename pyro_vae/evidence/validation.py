@@ -20,6 +20,7 @@ model. For data that the model does not fit, the distance shows nothing.
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -302,7 +303,7 @@ def _results(
         except ValueError as error:
             if strict or name == "importance sampling":
                 raise
-            skipped[name] = str(error).partition(": ")[0]
+            skipped[name] = re.split(r": |\. ", str(error))[0]  # without the remedy
     if len(results) == 1:
         own = stream(seed, "cross_check.fewer draws")
         answer = ImportanceSampling(_FEWER_DRAWS)(inference, seed=own)
