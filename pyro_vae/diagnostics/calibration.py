@@ -157,16 +157,13 @@ class Calibration(Result):
 
     def summary(self, false_alarm: float = 0.01) -> str:
         """Returns one line of text per quantity, then the verdict."""
+        columns = (*self.location, *self.spread, self.p_values, self.adjusted)
         lines = [
             f"{name}: mean rank {plus_minus(place, place_error, '.3f')} (1/2 if calibrated), "
             f"spread {plus_minus(spread, spread_error, '.2f')} (1 if calibrated), "
             f"p = {p:.2g}, adjusted {adjusted:.2g}"
             for name, place, place_error, spread, spread_error, p, adjusted in zip(
-                self.names,
-                *(part.tolist() for part in (*self.location, *self.spread)),
-                self.p_values.tolist(),
-                self.adjusted.tolist(),
-                strict=True,
+                self.names, *columns, strict=True
             )
         ]
         return "\n".join([*lines, self.verdict(false_alarm)])
@@ -339,12 +336,7 @@ class Ranked:
         return below, equal
 
     def weighed(
-        self,
-        truth: Tensor,
-        other: Batch,
-        seed: int,
-        *,
-        progress: bool | None,
+        self, truth: Tensor, other: Batch, seed: int, *, progress: bool | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields test quantities and log p(`other` | z): first for the true z, then for draws of z.
 

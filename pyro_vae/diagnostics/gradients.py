@@ -264,15 +264,12 @@ class GradientNoise(Result):
 
     def summary(self) -> str:
         """Returns one line of text per parameter, then the verdict."""
-        lines = []
-        for name, shape in self.shapes.items():
-            part = self.of(name, exactly=True)
-            ratio, error = (float(field) for field in part.signal_to_noise)
-            variance, spread = (float(field) for field in part.variance)
-            lines.append(
-                f"{name} {tuple(shape)}: signal to noise {plus_minus(ratio, error, '.3g')}, "
-                f"variance {plus_minus(variance, spread, '.3g')}"
-            )
+        parts = {name: self.of(name, exactly=True) for name in self.shapes}
+        lines = [
+            f"{name} {tuple(part.shapes[name])}: signal to noise {part.signal_to_noise:.3g}, "
+            f"variance {part.variance:.3g}"
+            for name, part in parts.items()
+        ]
         return "\n".join([*lines, self.verdict])
 
 

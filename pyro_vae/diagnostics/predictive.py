@@ -156,18 +156,13 @@ class PredictiveCheck(Result):
 
     def summary(self, false_alarm: float = 0.05) -> str:
         """Returns one line of text per statistic, then the verdict."""
-        low, high = (self.replicated.quantile(q, dim=0).tolist() for q in (0.025, 0.975))
+        range_95 = self.replicated.quantile(self.replicated.new_tensor([0.025, 0.975]), dim=0)
+        columns = (self.observed, *range_95, *self.p_values, self.adjusted)
         lines = [
             f"{name}: {value:.4g} observed, {lower:.4g} to {upper:.4g} replicated (95%), "
             f"p = {plus_minus(p, error, '.2g')}, adjusted {adjusted:.2g}"
             for name, value, lower, upper, p, error, adjusted in zip(
-                self.names,
-                self.observed.tolist(),
-                low,
-                high,
-                *(part.tolist() for part in self.p_values),
-                self.adjusted.tolist(),
-                strict=True,
+                self.names, *columns, strict=True
             )
         ]
         return "\n".join([*lines, self.verdict(false_alarm)])

@@ -87,11 +87,7 @@ def build(
     """
     from .. import __version__  # here, since the root imports this module first
 
-    attrs = {
-        "inference_library": "pyro_vae",
-        "inference_library_version": __version__,
-        **attrs,
-    }
+    attrs = {"inference_library": "pyro_vae", "inference_library_version": __version__, **attrs}
     datasets = {
         group: _dataset(group, variables, coords, attrs)
         for group, variables in groups.items()

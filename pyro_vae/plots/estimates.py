@@ -78,7 +78,7 @@ def plot_comparison(
     return without_box(ax)
 
 
-def _write_beside(ax: "Axes", place: float, text: str, colour: str | None = None) -> None:
+def _write_beside(ax: "Axes", place: float | int, text: str, colour: str | None = None) -> None:
     """Writes numbers at the right of the axes, at this height."""
     look: dict[str, Any] = {"va": "center", "color": colour, "fontsize": "small"}
     ax.text(1.02, place, typeset(text), transform=ax.get_yaxis_transform(), **look)

@@ -20,12 +20,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Column, Real, Time
-from ..evidence import (
-    Bound,
-    ImportanceSampling,
-    LogMarginal,
-    log_marginal_likelihood,
-)
+from ..evidence import Bound, ImportanceSampling, LogMarginal, log_marginal_likelihood
 from ..evidence.estimates import Estimator
 from ..formatting import count_of, on_condition
 from ..guides.entry import for_any_rows
