@@ -383,6 +383,19 @@ def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
     return below + (uniform * (equal + 1)).long()
 
 
+def require_discrete_draws(program: Program, impossible: str, remedy: str) -> None:
+    """Refuses a program whose discrete sites are summed out, because they have no draws.
+
+    `impossible` says what cannot be done without these draws.
+    """
+    sites = list(program.structure.enumerated)
+    if sites:
+        raise ValueError(
+            f"{impossible} without draws of the discrete sites {sites}, which are summed out: "
+            f"{remedy}"
+        )
+
+
 def latent_names(program: Program) -> list[str]:
     """Returns a name for each entry of the flat latent vector."""
     return [

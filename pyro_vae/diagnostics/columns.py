@@ -34,7 +34,7 @@ from ..programs.simulation import feature_distribution
 from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
 from ..results import join
-from .calibration import Calibration
+from .calibration import Calibration, require_discrete_draws
 
 _RANKS = 99  # the largest rank: ranks are percentiles
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
@@ -131,7 +131,9 @@ def leave_one_out(
     with conditioned(model, guide, data, seed, given) as inference:
         batch = inference.batch
         columns = _column_names(batch, names)
-        _require_draws_of_data(inference)
+        if hooks_of(inference.program.model).decode is None:
+            remedy = "use pv.diagnostics.predictive_check"
+            require_discrete_draws(inference.program, "a column cannot be predicted", remedy)
         estimator = ImportanceSampling(num_samples, _MEMORY)
         own = stream(seed, "leave_one_out")
         sampling = estimator.sampling(inference, seed=own, progress=progress)
@@ -160,16 +162,6 @@ def _column_names(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
             f"`names` must be {count_of(columns, 'name')}, one per column; got {len(known)}"
         )
     return known
-
-
-def _require_draws_of_data(inference: Inference) -> None:
-    program = inference.program
-    if program.structure.enumerated and hooks_of(program.model).decode is None:
-        raise ValueError(
-            "a column cannot be predicted without draws of the discrete sites "
-            f"{list(program.structure.enumerated)}, which are summed out: use "
-            "pv.diagnostics.predictive_check"
-        )
 
 
 def _shares_below(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,17 +29,26 @@ from .._types import Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
 from ..formatting import count_of
 from ..guides.entry import for_new_rows, shared_only
-from ..programs import Program
 from ..programs.simulation import replicated
 from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
 from ..results import Doubt
-from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood
+from .calibration import (
+    Calibration,
+    Quantity,
+    Ranked,
+    latent_names,
+    log_likelihood,
+    require_discrete_draws,
+)
 from .local import PValues, TrustedDraws, doubts_of_draws, require_draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_FOR_DISCRETE_SITES = (
+    "use pv.diagnostics.simulation_based_calibration, which draws these sites from the model"
+)
 _PER_REPLICATE = 4.0  # ESS for each replicate; repeated draws then widen the null by at most 5%
 
 
@@ -171,7 +180,9 @@ def posterior_calibration(
     functions = {"log p(y | z)": log_likelihood} if quantities is None else quantities
     with conditioned(model, shared_only(guide), data, seed, given) as (program, _, batch):
         require_draws(draws, program, batch)
-        _require_draws_of_sites(program)
+        require_discrete_draws(
+            program, "data cannot be simulated near a datum", _FOR_DISCRETE_SITES
+        )
         truth = _picked(draws.z, num_replicates, seed)
         with forked(seed, "posterior_calibration.data"):
             simulated = replicated(program, truth, batch)
@@ -196,15 +207,6 @@ def posterior_calibration(
         names=(*latent_names(program), *functions), num_samples=num_samples,
         given=program.conditions,
     )  # fmt: skip
-
-
-def _require_draws_of_sites(program: Program) -> None:
-    if program.structure.enumerated:
-        raise ValueError(
-            "data cannot be simulated near a datum without draws of the discrete sites "
-            f"{list(program.structure.enumerated)}, which are summed out: use "
-            "pv.diagnostics.simulation_based_calibration, which draws these sites from the model"
-        )
 
 
 def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> Tensor:

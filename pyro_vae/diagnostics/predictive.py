@@ -47,6 +47,7 @@ from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result, combined
+from .calibration import require_discrete_draws
 
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
 _TRIED = 4  # number of rows with which the program is run as a check
@@ -291,12 +292,9 @@ def _check_arguments(
 def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int) -> None:
     if len(batch[0]) < 2:
         raise ValueError("`data` must have at least 2 rows; got 1")
-    if latents is Latents.GUIDE and program.structure.enumerated:
-        raise ValueError(
-            "data cannot be simulated from the guide without draws of the discrete sites "
-            f"{list(program.structure.enumerated)}, which are summed out: pass "
-            "`latents=pv.diagnostics.Latents.PRIOR`"
-        )
+    if latents is Latents.GUIDE:
+        remedy = "pass `latents=pv.diagnostics.Latents.PRIOR`"
+        require_discrete_draws(program, "data cannot be simulated from the guide", remedy)
     simulate(program, take_rows(batch, slice(_TRIED)), seed)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
+from ..diagnostics.calibration import require_discrete_draws
 from ..guides.entry import given_globals, no_guide, program_of
 from ..programs import ModelHooks, Program, TracedSite, evaluating
 from ..programs.hooks import hooks_of
@@ -124,12 +125,11 @@ def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor
 
 def _check_continuous(program: Program) -> None:
     """Refuses programs with discrete latent sites, which have no draws."""
-    if program.structure.enumerated:
-        raise ValueError(
-            "data cannot be generated without draws of the discrete sites "
-            f"{list(program.structure.enumerated)}, which are summed out: add to the model "
-            "the methods decode(z) and sample_data(z), which take only the continuous latents"
-        )
+    remedy = (
+        "add to the model the methods decode(z) and sample_data(z), which take only the continuous "
+        "latents"
+    )
+    require_discrete_draws(program, "data cannot be generated", remedy)
 
 
 def _value(site: TracedSite) -> Tensor:
