@@ -235,9 +235,13 @@ class Noise(Protocol):
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
         """Returns weights of the draws, and a mask of draws to leave out, both `(points, batch)`.
 
-        The weights add up to 1. A draw at which the program fails is left out if it lies in the
-        far tails. A random sample with as many draws would hardly ever reach these tails.
+        The weights add up to 1. By default they are equal, and no draw is left out.
+
+        Arguments:
+            fails: Whether the program fails at a draw.
         """
+        weights = torch.full(fails.shape, 1 / len(fails), dtype=torch.float64, device=fails.device)
+        return weights, torch.zeros_like(fails)
 
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Tensor
@@ -249,7 +253,7 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True)
-class NormalNoise:
+class NormalNoise(Noise):
     """Fixed standard normals, `(points, batch or 1, size)`, that are transformed into draws."""
 
     points: Float[Tensor, "points _ size"]
@@ -265,10 +269,11 @@ class NormalNoise:
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
         """Returns weights of the draws, and a mask of draws to leave out.
 
-        The weights are equal unless the draws are a lattice.
+        A draw of a lattice at which the program fails is left out if it lies in the far tails. A
+        random sample with as many draws would hardly ever reach these tails.
         """
         if self.weights is None:
-            return _equal(fails)
+            return super().weighted(fails)
         ordered, order = self.weights.sort()
         tail = ordered.cumsum(dim=0).index_select(0, order.argsort())  # probability as far out
         left_out = fails & (tail < 1 / len(tail)).unsqueeze(-1)
@@ -277,7 +282,7 @@ class NormalNoise:
 
 
 @dataclass(frozen=True)
-class SeededNoise:
+class SeededNoise(Noise):
     """Noise given by seeds, either one seed for all rows or one seed per row.
 
     The method `rsample` draws one row after another. Before each row torch's global generator is
@@ -298,16 +303,6 @@ class SeededNoise:
             seeded(seed)
             draws.append(q.rsample(torch.Size((self.num_points,))))
         return family(parameters), torch.cat(draws, dim=1)
-
-    def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns equal weights, and a mask that leaves out no draws."""
-        return _equal(fails)
-
-
-def _equal(fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-    """Returns equal weights, and a mask that leaves out no draws."""
-    weights = torch.full(fails.shape, 1 / len(fails), dtype=torch.float64, device=fails.device)
-    return weights, torch.zeros_like(fails)
 
 
 def noise_size(q: torch.distributions.Distribution) -> int | None:
