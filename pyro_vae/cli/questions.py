@@ -201,7 +201,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     bound, result = found
     run.say(f"{chosen.title}\n{result.summary()}")
     if not choice.tightest and not bool(result.reliable.all()):
-        run.say("the option --tightest fits better proposals to the rows that cannot be trusted")
+        run.say("the option --tightest fits better proposals for rows that cannot be trusted")
     run.say(
         f"mean log p is {result.mean:.3f} and mean ELBO is {bound.mean:.3f}, in nats per datum, "
         "in the data's own units"

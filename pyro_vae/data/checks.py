@@ -6,7 +6,7 @@ therefore refused here, and the error gives the position and the remedy.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -63,7 +63,7 @@ def check_batch(
         if i in missing:
             if i not in empty:
                 _check_some_observed(i, tensor)
-            if not any(bool(part.isinf().any()) for part in _pieces(tensor)):
+            if not _anywhere(tensor, torch.isinf):
                 continue
         known = tensor.masked_fill(tensor.isnan(), 0.0) if i in missing else tensor
         check_finite(f"tensor {i} of the data", known, names if i == 0 else None)
@@ -104,16 +104,16 @@ def check_range(
         ValueError: Bernoulli takes only values in [0, 1], which excludes 1 of 2 (found ...
     """
 
-    def out(y: Tensor) -> Tensor:
-        bad = (y < low) | (y > high)  # false for nan, which is left to check_batch
+    def excluded(y: Tensor) -> Tensor:
+        bad = (y < low) | (y > high) | y.isinf()  # false for nan, which is left to check_batch
         if inside:
             bad |= (y == low) | (y == high)
         return bad | ((y != y.round()) & ~y.isnan()) if whole else bad
 
-    if not any(bool((part.isinf() | out(part)).any()) for part in _pieces(y)):
+    if not _anywhere(y, excluded):
         return
     check_finite("the data", y.masked_fill(y.isnan(), 0), names)
-    outside = out(y)
+    outside = excluded(y)
     least, most = _extremes(y)
     raise ValueError(
         f"{likelihood} takes only "
@@ -134,7 +134,7 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     Raises:
         ValueError: If a value is nan or inf.
     """
-    if all(bool(torch.isfinite(part).all()) for part in _pieces(y)):
+    if not _anywhere(y, lambda part: ~torch.isfinite(part)):
         return
     bad = ~torch.isfinite(y)
     nan, rows = int(torch.isnan(y).sum()), int(bad.reshape(len(bad), -1).any(dim=1).sum())
@@ -145,10 +145,14 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     )
 
 
-def _pieces(y: Shaped[Tensor, "rows *datum"]) -> tuple[Tensor, ...]:
-    """Splits the rows into blocks, because a memory-mapped array may be larger than memory."""
+def _anywhere(y: Shaped[Tensor, "rows *datum"], wrong: Callable[[Tensor], Tensor]) -> bool:
+    """Whether `wrong`, which returns a mask, is true anywhere in the data.
+
+    The rows are read in blocks, because a memory-mapped array may be larger than memory.
+    """
     width = max(1, y[:1].numel())
-    return y.split(max(1, _VALUES_AT_ONCE // width))
+    blocks = y.split(max(1, _VALUES_AT_ONCE // width))
+    return any(bool(wrong(block).any()) for block in blocks)
 
 
 def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
@@ -202,7 +206,7 @@ def warn_constant_columns(
     warn(
         f"values are constant in {len(found)} of {count_of(y[0].numel(), 'column')} over "
         f"{count_of(len(y), 'row', ',')} ({first_few(named)}): drop these columns, or use a "
-        "likelihood whose scale is fixed or has a floor"
+        "likelihood whose scale is fixed or has a lower bound"
     )
 
 
@@ -225,9 +229,12 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
 
 def _check_some_observed(index: int, tensor: Tensor) -> None:
     """Refuses a tensor with a row that is entirely nan."""
-    parts = _pieces(tensor)
-    empty = torch.cat([part.isnan().reshape(len(part), -1).all(dim=1) for part in parts])
-    if bool(empty.any()):
+
+    def empty_rows(part: Tensor) -> Tensor:
+        return part.isnan().reshape(len(part), -1).all(dim=1)
+
+    if _anywhere(tensor, empty_rows):
+        empty = empty_rows(tensor)
         raise ValueError(
             f"no entry is observed in {int(empty.sum()):,} of "
             f"{count_of(len(tensor), 'row', ',')} of tensor {index} of the data, the first at row "

@@ -28,8 +28,8 @@ def warn_of_copies(y: Float[Tensor, "rows columns"], kinds: Mapping[str, Kind]) 
     shown = first_few([" and ".join(map(repr, group)) for group in groups])
     extra = [name for group in groups for name in group[1:]]
     warn(
-        f"these columns say the same in all rows: {shown}. What they say counts twice in log p, "
-        "which grows without bound if they hold numbers: keep one of them, as with "
+        f"these columns say the same in all rows: {shown}. Their content counts twice in log p, "
+        "and copies of numbers make log p grow without bound: keep one of the columns, as with "
         f"{drop_all(extra)} or X.drop(columns={extra!r})"
     )
 

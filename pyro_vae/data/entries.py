@@ -533,8 +533,8 @@ def _warn_of_units(source: Source, cells: Sequence[str]) -> None:
             source.name,
             f"{source.title} holds numbers with a unit, such as {one!r}, and "
             f"{count_of(len(bare), 'number')} without a unit: {shown}. All numbers are taken to "
-            "be in this unit: convert those that are not, and write the unit after all numbers or "
-            "after none",
+            "be in this unit: convert numbers in other units, and write the unit after all numbers "
+            "or after none",
         )
 
 
