@@ -294,8 +294,8 @@ def _scripts(module: nn.Module, memo: _Memo) -> Iterator[torch.jit.ScriptModule]
 def _script(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Copies a `torch.jit` module with its parameters.
 
-    Without `no_grad`, torch would compute the parameters of the copy from the parameters of the
-    original, so that training the copy would need gradients through the original.
+    Without `no_grad`, the parameters of the copy would be results of operations on the parameters
+    of the original, and not leaves that can be trained.
     """
     with torch.no_grad():
         made = copy.deepcopy(script)
