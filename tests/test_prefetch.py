@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.training.rows import InMemory, read_ahead
+from pyro_vae.training.rows import read_ahead
 from tests.helpers.training import assert_same_state, fit, state, stop_after
 
 ROWS = torch.rand(20, 2)
@@ -52,12 +52,10 @@ def no_thread_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("num", [0, 1, 5])
 def test_the_same_batches_in_order(num: int) -> None:
-    """From memory and from elsewhere; also none at all."""
-    expected = [ROWS[rows] for rows in batches(num)]
-    for reader in (Slow(), InMemory((ROWS,))):
-        found = [y for (y,) in read_ahead(reader, batches(num))]
-        assert len(found) == num
-        assert all(map(torch.equal, found, expected))
+    """Five, one, or none at all."""
+    found = [y for (y,) in read_ahead(Slow(), batches(num))]
+    assert len(found) == num
+    assert all(map(torch.equal, found, [ROWS[rows] for rows in batches(num)]))
 
 
 def test_the_next_batch_is_read_meanwhile() -> None:
@@ -72,12 +70,24 @@ def test_the_next_batch_is_read_meanwhile() -> None:
     assert all(NAME in name for name in reader.threads)
 
 
-def test_memory_is_not_read_ahead() -> None:
-    """Rows in memory are taken in turn, by the thread that asks."""
-    waiting = batches()
-    with closing(read_ahead(InMemory((ROWS,)), waiting)) as stream:
-        next(stream)
-    assert len(list(waiting)) == 4
+class Threads(pv.training.Callback):
+    """Notes the names of all threads after every step."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def on_step(self, run: pv.training.callbacks.Run) -> None:
+        """Adds the names of the threads that run now."""
+        self.names += [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_memory_is_not_read_ahead(shards: int) -> None:
+    """Training reads rows in memory without a thread, but other rows with one."""
+    for rows, is_read_ahead in ((ROWS, False), (Slow(), True)):
+        threads = Threads()
+        fit(*model_and_guide(), rows, num_epochs=1, batch_size=6, callbacks=threads, shards=shards)
+        assert any(NAME in name for name in threads.names) == is_read_ahead
 
 
 def test_an_error_comes_in_its_turn() -> None:

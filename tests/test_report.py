@@ -206,7 +206,9 @@ def test_the_answer_leads(text: str) -> None:
 
 def test_the_answer_names_guides_that_are_as_good(table: Comparison, text: str) -> None:
     """The best of two that the held-out data cannot tell apart is not recommended alone."""
-    rivals = [rival for rival in rivals_of(table.results, train_model=True) if not rival.seen]
+    rivals = [
+        rival for rival in rivals_of(table.results, train_model=True) if not rival.is_significant
+    ]
     assert ("This guide cannot be distinguished from" in text) == bool(rivals)
     alike = dict.fromkeys("ab", table.results[best_of(table.results, train_model=True)])
     lead = report_of({"title": replace(table, results=alike)}).html().split("<nav")[0]

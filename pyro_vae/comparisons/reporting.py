@@ -83,7 +83,7 @@ def _lead(table: "Comparison") -> Lead:
     best = table.results[name]
     size, doubted = len(best.means), best.untrusted.log_p
     rivals = rivals_of(table.results, train_model=table.trained_model)
-    alike = " or ".join(f"'{rival.name}'" for rival in rivals if not rival.seen)
+    alike = " or ".join(f"'{rival.name}'" for rival in rivals if not rival.is_significant)
     sentences = [
         f"Use '{name}': its model has the highest held-out log p, "
         f"{ranked.estimate('log_p')} nats per datum, and its inference gap is "

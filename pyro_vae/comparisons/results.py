@@ -20,7 +20,7 @@ from ..training import Fit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SEEN = 4.0  # a difference counts beyond this many standard errors; false-alarm rate 6e-5
+_SIGNIFICANT = 4.0  # a difference counts beyond this many standard errors; false-alarm rate 6e-5
 _SMALL = 1.0  # nats per datum of inference gap, below which a guide may look good
 _COLLAPSED = 0.01  # nats of mutual information, below which z says nothing useful
 REFINING_STEPS = 20
@@ -41,7 +41,7 @@ class Untrusted(NamedTuple):
 
     @property
     def log_p(self) -> int:
-        """Number of data whose log p(y) cannot be trusted; if it is too low, a gap is negative."""
+        """Number of data whose log p(y) is in doubt or, as a negative gap shows, too low."""
         return self.doubted + self.negative
 
 
@@ -172,7 +172,7 @@ def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
     best = best_of(results, train_model=train_model)
     bound = "log p(y)" if train_model else "ELBO"
     for rival in rivals_of(results, train_model=train_model):
-        relation = "is above" if rival.seen else "cannot be distinguished from"
+        relation = "is above" if rival.is_significant else "cannot be distinguished from"
         lines.append(
             f"{bound} under {best} {relation} that under {rival.name}: the difference is "
             f"{rival.below} nats per datum (error over data)."
@@ -184,7 +184,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     """States what a guide's map and family cost, and how far its numbers can be trusted."""
     mean, findings = result.gap.mean, []
     cost, (value, error) = mean.amortization, map(float, mean.amortization)
-    if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
+    if value > _SIGNIFICANT * error + 1e-4:  # the tolerance of a fit of rows
         # 8% of fewer than 13 data are less than one datum.
         few = WORST_SHARE * len(result.gap) < 1
         share = f"{result.gap.concentration:.0%} comes from {WORST_SHARE:.0%} of the data"
@@ -220,7 +220,7 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
         cost: Amortization gap of the guide, a mean over data in nats; larger than its error.
     """
     refined = f"guide.refined({REFINING_STEPS})"
-    value, slack = float(gained.value), _SEEN * float(gained.error)
+    value, slack = float(gained.value), _SIGNIFICANT * float(gained.error)
     if value < -slack:  # each step raises the ELBO at the draws that all steps share
         lost = Estimate(-gained.value, gained.error)
         return (
@@ -232,7 +232,7 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
     if cost.value.isinf():
         return f"{refined} would raise the ELBO by {gained} nats at test time"
     beyond = stats.difference(gained, cost)
-    if float(beyond.value) > _SEEN * float(beyond.error):
+    if float(beyond.value) > _SIGNIFICANT * float(beyond.error):
         return (
             f"{refined} would recover more than this cost at test time ({gained} nats), so a "
             "better q exists than the best that was found"
@@ -248,7 +248,7 @@ def ignores_data(result: GuideResult) -> bool:
     A single datum has no identity that z could carry information about.
     """
     value, error = (float(part) for part in result.information.estimate)
-    return len(result.means) > 1 and value <= _COLLAPSED + _SEEN * error
+    return len(result.means) > 1 and value <= _COLLAPSED + _SIGNIFICANT * error
 
 
 class Rival(NamedTuple):
@@ -257,12 +257,12 @@ class Rival(NamedTuple):
     Arguments:
         name: Name of the guide.
         below: How far this guide is below the best guide, in nats per datum.
-        seen: Whether this difference exceeds its error over data.
+        is_significant: Whether this difference exceeds its error over data.
     """
 
     name: str
     below: Estimate
-    seen: bool
+    is_significant: bool
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
@@ -283,6 +283,6 @@ def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[
             first, second = (getattr(results[one].gap.parts, what) for one in (best, other))
             mean = stats.population_mean(stats.difference(first, second).value)
             slack = stats.rounding(first.value).mean()
-            seen = mean.value.isposinf() | (mean.value > _SEEN * mean.error + slack)
-            rivals.append(Rival(other, mean, bool(seen)))
+            significant = mean.value.isposinf() | (mean.value > _SIGNIFICANT * mean.error + slack)
+            rivals.append(Rival(other, mean, bool(significant)))
     return rivals

@@ -267,9 +267,9 @@ class _Run:
         given = self.options.get("checkpoint")
         if given is None:
             return self
-        whole = given if isinstance(given, Checkpoint) else Checkpoint(given)
-        folder = Path(whole.folder) / f"seed_{self.options['seed']}" / f"guide_{place}"
-        return replace(self, options={**self.options, "checkpoint": replace(whole, folder=folder)})
+        shared = given if isinstance(given, Checkpoint) else Checkpoint(given)
+        folder = Path(shared.folder) / f"seed_{self.options['seed']}" / f"guide_{place}"
+        return replace(self, options={**self.options, "checkpoint": replace(shared, folder=folder)})
 
     def result(
         self, model: ProgramLike, guide: ProgramLike, first: GuideResult | None = None

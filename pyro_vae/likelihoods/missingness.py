@@ -79,9 +79,9 @@ class SelfMasked(PartlyObserved):
         """Returns the joint log density of each feature and its mask."""
         missing = value.isnan()
         filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
-        seen = self.log_observed(filled)
-        gone = _by_parts(self.features, _log_missing, filled, self.intercept, self.slope)
-        return torch.where(missing, gone, self.features.log_prob(filled) + seen)
+        log_observed = self.log_observed(filled)
+        log_missing = _by_parts(self.features, _log_missing, filled, self.intercept, self.slope)
+        return torch.where(missing, log_missing, self.features.log_prob(filled) + log_observed)
 
     def log_observed(self, value: Tensor) -> Tensor:
         r"""Returns :math:`\log \sigma(a + b y)` of each entry; 0 where missingness has no model."""

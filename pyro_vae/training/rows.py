@@ -206,8 +206,8 @@ def spread_rows(count: int, most: int) -> Int[Tensor, " rows"]:
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:
     """Reads batches in order; while a batch is in use, the next one is read in the background.
 
-    Rows in memory are read without a thread. For all other rows, the reader is called in a single
-    thread, which ends with the iterator: exhaust the iterator, or close it (`contextlib.closing`).
+    The reader is called in a single thread, which starts with the first batch and ends with the
+    iterator: exhaust the iterator, or close it (`contextlib.closing`).
 
     Arguments:
         reader: The source of the rows.
@@ -216,9 +216,6 @@ def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch
     Raises:
         Exception: Any exception of the reader, raised when the iterator reaches the failed batch.
     """
-    if isinstance(reader, InMemory):
-        yield from map(reader.read, requests)
-        return
     pool = ThreadPoolExecutor(1, thread_name_prefix="pyro_vae read_ahead")
     try:
         reading: Future[Batch] | None = None

@@ -235,7 +235,7 @@ class Training:
                 with threads_for(self.stepping.compiled.num_bytes):
                     while begun.done < stop:
                         begun = self._step(begun, steps, batches)
-                        if self._has_to_stop(self.stepping.heard):
+                        if self._has_to_stop(self.stepping.all_signals):
                             return
                         if self._is_due:
                             self._keep()
@@ -277,17 +277,17 @@ class Training:
         due = self.keeper is not None and self.keeper.is_due
         return Signals(self.interrupts.received is not None, self._stop_requested, due)
 
-    def _has_to_stop(self, heard: Signals | None = None) -> bool:
+    def _has_to_stop(self, signals: Signals | None = None) -> bool:
         """Whether any process requires training to stop; also notes whether a checkpoint is due.
 
         Arguments:
-            heard: The signals of all processes, if they are known already.
+            signals: The signals of all processes, if they are known already.
         """
-        if heard is None or self._has_step_callbacks:
-            heard = Signals(*distributed.anywhere(*self._signals()))
-        self._is_due = heard.due
-        if heard.interrupted or heard.stop_requested:
-            self.stopped = "interrupted" if heard.interrupted else "early"
+        if signals is None or self._has_step_callbacks:
+            signals = Signals(*distributed.anywhere(*self._signals()))
+        self._is_due = signals.due
+        if signals.interrupted or signals.stop_requested:
+            self.stopped = "interrupted" if signals.interrupted else "early"
         return bool(self.stopped)
 
     def _close_epoch(self, total: Values) -> None:
@@ -435,27 +435,27 @@ class Training:
 
     def _resume(self) -> None:
         """Resumes from the checkpoint, if there is one."""
-        kept: dict[str, Any] | None = None if self.keeper is None else self.keeper.read()
-        if kept is None:
+        saved: dict[str, Any] | None = None if self.keeper is None else self.keeper.read()
+        if saved is None:
             return
-        now, (value, epoch, best) = self._state(), kept["best"]
-        now.with_values(kept["now"]).restore()
+        now, (value, epoch, best) = self._state(), saved["best"]
+        now.with_values(saved["now"]).restore()
         self.best = (value, epoch, None if best is None else now.with_values(best))
-        self.epochs = [_Epoch(*row) for row in kept["epochs"]]
+        self.epochs = [_Epoch(*row) for row in saved["epochs"]]
         self.begun = None
-        if kept["begun"] is not None:
-            order, done, total = kept["begun"]
+        if saved["begun"] is not None:
+            order, done, total = saved["begun"]
             self.begun = Begun(order, done, Values(*total))
-        self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
-        self.num_epochs = kept["num_epochs"]
+        self.stepping.taken, self.stopped = saved["steps"], saved["stopped"]
+        self.num_epochs = saved["num_epochs"]
         if not self.stopped:
             self._note_end()  # the run was interrupted right after its last epoch
-        self.seconds_before = kept["seconds"]
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.scheduler.torch.load_state_dict(kept["scheduler"])
-        self.stepping.compiled.resume(**kept["compiled"])
-        resume_counts(self.model, kept["counts"])
-        self.shards.set_streams(kept["random"])
+        self.seconds_before = saved["seconds"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.torch.load_state_dict(saved["scheduler"])
+        self.stepping.compiled.resume(**saved["compiled"])
+        resume_counts(self.model, saved["counts"])
+        self.shards.set_streams(saved["random"])
         logger.info("resumed after %d epochs, %d steps", len(self.epochs), self.stepping.taken)
 
 

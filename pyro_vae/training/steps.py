@@ -117,7 +117,7 @@ class Steps:
         if is_tied_to_rows(guide):
             self.compiled.reason = "the rows of a table are updated outside the optimizer"
         self.taken = 0
-        self.heard: Signals | None = None  # of all processes, if they were sent with the last step
+        self.all_signals: Signals | None = None  # of all processes, if sent with the last step
         _refuse_half(self.tensors)
 
     @contextmanager
@@ -161,12 +161,12 @@ class Steps:
             epoch: Number of epochs done.
             begun: The epoch that is under way.
             steps: All steps of the epoch.
-            batches: The batches of the remaining steps; a compiled loop does not use them.
+            batches: The batches of the remaining steps; not used for rows in memory.
             most: Largest number of steps to take.
             signals: Returns the signals of this process. With several processes, they are sent
-                with the gradients; `heard` then holds the signals of all processes.
+                with the gradients; `all_signals` then holds the signals of all processes.
         """
-        self.heard = None
+        self.all_signals = None
         self.schedule(epoch + begun.done / len(steps))
         taken = self._several(epoch, begun, steps, most)
         if taken is None:
@@ -226,8 +226,8 @@ class Steps:
                 sums = sums.plus(self._backward(epoch, part, batches), len(part.rows))
             count = sum(part.rows.numel() for part in parts)
             shared[:] = shared.new_tensor([*sums, count, *signals()])
-        elbo, loss, total, *heard = shared.tolist()
-        self.heard = Signals(*map(bool, heard))
+        elbo, loss, total, *flags = shared.tolist()
+        self.all_signals = Signals(*map(bool, flags))
         with self._naming(epoch, parts):
             self._move()
         return Values(elbo, loss), total
