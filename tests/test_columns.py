@@ -302,6 +302,6 @@ def test_an_entry_is_plain(table: Comparison) -> None:
         key="mine", name="mine", definition="Twice the time.", table="trust", spec=".1f",
         of=lambda entry: 2 * entry.result.seconds,
     )  # fmt: skip
-    entry: Entry = table.entries[0]
+    entry = Entry(next(iter(table.results)), table)
     assert cell_of(mine, entry).text == "69.0"
     assert mine.record(mine.of(entry)) == {"mine": 69.0}

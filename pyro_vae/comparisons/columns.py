@@ -8,7 +8,7 @@ and when this value is in doubt.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from .. import diagnostics, stats
 from .._types import Estimate
 from ..formatting import Column, count_of
 from .results import GuideResult
+
+if TYPE_CHECKING:
+    from .comparison import Comparison
 
 EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables of the page
 
@@ -32,22 +35,20 @@ Value: TypeAlias = Estimate | Share | float | str
 
 
 class Entry(NamedTuple):
-    """The results from which a guide's row of the table is computed.
-
-    Arguments:
-        name: Name of the guide.
-        result: The result under the first seed.
-        log_scale: Nats per datum to add to log densities of held-out data, to convert them to the
-            data's own units.
-        train_log_scale: Nats per datum to add to log densities of training data.
-        seeds: Results under every seed, without interrupted runs.
-    """
+    """A guide of a comparison, whose row of the table is to be computed."""
 
     name: str
-    result: GuideResult
-    log_scale: float
-    train_log_scale: float
-    seeds: tuple[GuideResult, ...]
+    table: "Comparison"
+
+    @property
+    def result(self) -> GuideResult:
+        """The guide's result under the first seed."""
+        return self.table.results[self.name]
+
+    def spread(self, value: Callable[[GuideResult], Tensor]) -> float:
+        """Computes the standard deviation between seeds; nan if only one run was completed."""
+        values = [value(one.results[self.name]) for one in self.table.complete]
+        return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +177,6 @@ def _all_of(*doubts: Callable[[Entry], str]) -> Callable[[Entry], str]:
     return lambda entry: "; ".join(filter(None, (doubt(entry) for doubt in doubts)))
 
 
-def _spread(values: list[Tensor]) -> float:
-    """Computes the standard deviation of one value per seed; nan for a single seed."""
-    return float(torch.stack(values).std()) if len(values) > 1 else math.nan
-
-
 def _shifted(density: Estimate, log_scale: float) -> Estimate:
     """Adds a number of nats, which has no error, to an estimate."""
     return Estimate(density.value + log_scale, density.error)
@@ -217,7 +213,7 @@ COLUMNS = (
             "held-out data, the model overfits."
         ),
         unit="nats",
-        of=lambda entry: _shifted(entry.result.train_bound.mean, entry.train_log_scale),
+        of=lambda entry: _shifted(entry.result.train_bound.mean, entry.table.train_log_scale),
         table=EVIDENCE,
         short="training ELBO",
     ),
@@ -229,7 +225,7 @@ COLUMNS = (
             "mean over data: log p(y) minus the inference gap. Higher is better."
         ),
         unit="nats",
-        of=lambda entry: _shifted(entry.result.gap.mean.elbo, entry.log_scale),
+        of=lambda entry: _shifted(entry.result.gap.mean.elbo, entry.table.log_scale),
         table=EVIDENCE,
         short="ELBO",
         doubt=_elbo_doubt,
@@ -242,7 +238,7 @@ COLUMNS = (
             "over data, by the tightest estimator available. Higher is better."
         ),
         unit="nats",
-        of=lambda entry: _shifted(entry.result.gap.mean.log_marginal, entry.log_scale),
+        of=lambda entry: _shifted(entry.result.gap.mean.log_marginal, entry.table.log_scale),
         table=EVIDENCE,
         short="log p",
         doubt=_log_p_doubt,
@@ -279,7 +275,7 @@ COLUMNS = (
         name="log p, sd over seeds",
         definition="Standard deviation of log p between runs that differ only in the seed.",
         unit="nats",
-        of=lambda entry: _spread([one.gap.mean.log_marginal.value for one in entry.seeds]),
+        of=lambda entry: entry.spread(lambda one: one.gap.mean.log_marginal.value),
         table=EVIDENCE,
         spec=".3f",
     ),
@@ -288,7 +284,7 @@ COLUMNS = (
         name="ELBO, sd over seeds",
         definition="Standard deviation of the ELBO between runs that differ only in the seed.",
         unit="nats",
-        of=lambda entry: _spread([one.gap.mean.elbo.value for one in entry.seeds]),
+        of=lambda entry: entry.spread(lambda one: one.gap.mean.elbo.value),
         table=EVIDENCE,
         spec=".3f",
     ),
@@ -310,7 +306,7 @@ COLUMNS = (
         ),
         unit="nats",
         of=lambda entry: _shifted(
-            stats.mean_over_data(entry.result.test.bound.distortion), -entry.log_scale
+            stats.mean_over_data(entry.result.test.bound.distortion), -entry.table.log_scale
         ),
         table=LATENTS,
     ),

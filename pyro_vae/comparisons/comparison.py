@@ -68,23 +68,9 @@ class Comparison(Result):
         """The comparisons of all seeds whose training was not interrupted."""
         return tuple(table for table in (self, *self.others) if not table.interrupted)
 
-    @property
-    def entries(self) -> list[Entry]:
-        """The results of every guide, in the form from which the table's rows are computed."""
-        return [
-            Entry(
-                name,
-                result,
-                self.log_scale,
-                self.train_log_scale,
-                tuple(one.results[name] for one in self.complete),
-            )
-            for name, result in self.results.items()
-        ]
-
     def rows(self) -> list[Row]:
         """Returns a row per guide: results of the first seed, and the spread between seeds."""
-        return [row_of(entry) for entry in self.entries]
+        return [row_of(Entry(name, self)) for name in self.results]
 
     def to_dataframe(self) -> Any:
         """Returns the table, one row per guide, with the columns of `table.csv`; needs pandas."""
