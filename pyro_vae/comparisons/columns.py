@@ -139,11 +139,6 @@ class Row:
         }
 
 
-def row_of(entry: Entry) -> Row:
-    """Computes a guide's row of the table from the guide's results."""
-    return Row(entry.name, {column.key: column.of(entry) for column in COLUMNS})
-
-
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
     """Returns the columns of a table on the HTML page, except columns in which all is unknown."""
     return [

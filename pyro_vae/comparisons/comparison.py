@@ -16,7 +16,7 @@ from .._types import Batch, ProgramLike, is_importable
 from ..formatting import count_of
 from ..programs.hooks import hooks_of
 from ..results import Result, data_frame
-from .columns import COLUMNS, Entry, Row, row_of
+from .columns import COLUMNS, Entry, Row
 from .results import Difference, GuideResult, differences_of, verdict_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Comparison(Result):
 
     def rows(self) -> list[Row]:
         """Returns a row per guide: results of the first seed, and the spread between seeds."""
-        return [row_of(Entry(name, self)) for name in self.results]
+        entries = [Entry(name, self) for name in self.results]
+        return [Row(one.name, {col.key: col.of(one) for col in COLUMNS}) for one in entries]
 
     def to_dataframe(self) -> Any:
         """Returns the table, one row per guide, with the columns of `table.csv`; needs pandas."""

@@ -82,21 +82,21 @@ class Steps:
     ) -> None:
         self.model, self.guide, self.reader, self.plan = model, guide, reader, plan
         self.augmented, self.shards, self.num_data = augmented, shards, shards.num_data
+        few = head(reader)
         with pyro.validation_enabled(is_validate=False):  # the first step reports a nan
-            self.program = program_of(model, guide, head(reader))
+            self.program = program_of(model, guide, few)
         with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
-            require_separate_rows(self.program.at_start(), head(reader))
+            require_separate_rows(self.program.at_start(), few)
             self.scales = Scales(model if plan.train_model else None, guide, reader)
-        chosen = objective_of(plan.objective, self.program, guide, head(reader))
+        chosen = objective_of(plan.objective, self.program, guide, few)
         # Objectives of this package have a schedule, and sum out discrete sites themselves.
-        self.scheduled = chosen if isinstance(chosen, Objective) else None
-        self.objective = chosen if self.scheduled is None else self.scheduled.at(0.0)
-        self.enumerated = (
-            model_for(self.program, guide, head(reader)) if self.scheduled is None else model
-        )
+        own = isinstance(chosen, Objective)
+        self.scheduled = chosen if own else None
+        self.objective = chosen.at(0.0) if own else chosen
+        self.enumerated = model if own else model_for(self.program, guide, few)
         self.batch_size = min(plan.batch_size, self.num_data)
         self.fewest = 2 if norms_of(model, guide) else 1  # smallest number of rows per step
-        self.in_order = isinstance(reader, InMemory) and prepare_training(
+        self.needs_all_rows = isinstance(reader, InMemory) and prepare_training(
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
         self.tensors = self._find_tensors()
@@ -388,11 +388,9 @@ class Steps:
 
     def _find_tensors(self) -> dict[str, Tensor]:
         """Returns the tensors that training updates, by name: the leaves of the loss's graph."""
-        # A guide with parameters per row is called with all rows.
-        first = (
-            self.reader.read(torch.arange(self.num_data, device="cpu")) if self.in_order else None
-        )
-        batch = self.augment(first or head(self.reader))
+        all_rows = torch.arange(self.num_data, device="cpu")
+        first = self.reader.read(all_rows) if self.needs_all_rows else head(self.reader)
+        batch = self.augment(first)
         rows = torch.arange(len(batch[0]), device="cpu")
         # Running means of a BatchNorm may change, and are restored. A table of rows cannot change
         # without a gradient, so it need not be copied.
