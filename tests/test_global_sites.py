@@ -584,3 +584,27 @@ def test_shared_sites_that_follow_all_data_and_one_another(kind: str) -> None:
         logits = (values / (10 - values)).log()
         error = float(logits.std()) / 200**0.5
         assert abs(place[name] - float(logits.mean())) < 5 * error  # false alarm 1e-6
+
+
+def test_the_mean_of_a_known_posterior_is_not_drawn() -> None:
+    """It is exact where every q has a mean; where draws stand in for it, the result says so."""
+    y = torch.randn(5)
+
+    def shifted(y: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(0.7, 2.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+    lml = pv.log_marginal_likelihood(population, shifted, y, pv.ClosedForm())
+    given = pv.log_marginal_likelihood(
+        population, shifted, y, pv.ClosedForm(), given={"mean": torch.tensor(0.7)}
+    )
+    torch.testing.assert_close(lml.value, given.value, rtol=0, atol=0)
+
+    def heavy(y: Tensor) -> None:
+        pyro.sample("mean", dist.Cauchy(0.7, 0.1))  # has no mean
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+    drawn = pv.log_marginal_likelihood(population, heavy, y, pv.ClosedForm())
+    assert "the mean of 200 draws from their posterior" in str(drawn.given)

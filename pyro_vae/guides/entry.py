@@ -21,7 +21,7 @@ from ..programs import Program, Run, evaluating
 from ..programs.copies import SelfContained, no_new_parameters
 from ..programs.modes import modules_of, reached_by
 from ..programs.pieces import take_rows
-from ..programs.traces import OutsideSupportError, total_log_prob
+from ..programs.traces import OutsideSupportError, TracedSite, total_log_prob
 from ..randomness import forked, undisturbed
 from .contract import (
     check_masks,
@@ -50,6 +50,7 @@ from .tied import (
 _FEW = 2  # rows that show which sites a guide has
 _MANY = 1000  # rows that show whether q of the global sites depends on the data
 _GLOBAL_DRAWS = 200  # draws for the mean of global sites, which need not be precise
+_MEAN = "the mean of their posterior"
 
 
 @runtime_checkable
@@ -254,29 +255,53 @@ def given_globals(
 ) -> Program:
     """Returns the program with global sites fixed at `values`, by default their posterior mean.
 
-    For a guide written by hand, this mean is estimated from draws of the unconstrained values.
+    For a guide written by hand, this mean is estimated from draws of the unconstrained values,
+    unless the means of all sites are known.
     """
     if not program.global_sites and not values:
         return program
     if values is not None:
         return program.given_valid(values)
-    return program.given(_mean_globals(program, guide, batch), "the mean of their posterior")
+    return program.given(*_mean_globals(program, guide, batch))
 
 
 @torch.no_grad()
-def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[str, Tensor]:
+def _mean_globals(
+    program: Program, guide: ProgramLike, batch: Batch
+) -> tuple[dict[str, Tensor], str]:
+    """Means of the global sites, and what they are in words."""
     if isinstance(guide, WithGlobals):
-        return guide.global_values()
+        return guide.global_values(), _MEAN
     if isinstance(guide, AutoGuide):
-        return values_of(program, automatic_globals(program, guide))
-    return values_of(program, _mean_of_draws(program, guide, batch))
-
-
-def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
-    """Estimates the mean of the global sites' flat unconstrained vector from a guide's draws."""
+        return values_of(program, automatic_globals(program, guide)), _MEAN
     rows = _rows_for_globals(program, guide, batch)
-    draws = _independent_draws(program, guide, rows) if len(rows[0]) > _FEW else None
-    if draws is None:
+    found = _known_means(program, guide, rows)
+    if found is not None:
+        return found, _MEAN
+    source = f"the mean of {_GLOBAL_DRAWS} draws from their posterior"
+    return values_of(program, _mean_of_draws(program, guide, rows)), source
+
+
+def _known_means(program: Program, guide: ProgramLike, rows: Batch) -> dict[str, Tensor] | None:
+    """Means of the q of global sites; `None` unless all are known, real and independent."""
+    if not all(site.is_real for site in program.global_sites):
+        return None
+    sites = _independent(program, guide, rows)
+    try:
+        means = {name: site.distribution.mean for name, site in (sites or {}).items()}
+    except NotImplementedError:  # of a transformed distribution, for example
+        return None
+    return means if means and all(bool(mean.isfinite().all()) for mean in means.values()) else None
+
+
+def _mean_of_draws(program: Program, guide: ProgramLike, rows: Batch) -> Tensor:
+    """Estimates the mean of the global sites' flat unconstrained vector from a guide's draws."""
+    sites = _independent(program, guide, rows) if len(rows[0]) > _FEW else None
+    if sites is not None:  # drawn in a single run, because runs on many rows are slow
+        shape = torch.Size((_GLOBAL_DRAWS,))
+        drawn = {name: site.distribution.sample(shape) for name, site in sites.items()}
+        draws = [{name: part[k] for name, part in drawn.items()} for k in range(_GLOBAL_DRAWS)]
+    else:
         names = [site.name for site in program.global_sites]
         draws = []
         for _ in range(_GLOBAL_DRAWS):
@@ -289,10 +314,8 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
     ])  # fmt: skip
 
 
-def _independent_draws(
-    program: Program, guide: ProgramLike, rows: Batch
-) -> list[dict[str, Tensor]] | None:
-    """Draws every global site from its q in a single run, because runs on many rows are slow.
+def _independent(program: Program, guide: ProgramLike, rows: Batch) -> dict[str, TracedSite] | None:
+    """Returns a guide's global sites of one run.
 
     Returns `None` if q of a site differs between two runs, and so depends on other sites, or if q
     is a `Delta`.
@@ -300,7 +323,6 @@ def _independent_draws(
     one, other = (program.run_guide(guide, rows) for _ in range(2))
     names = [site.name for site in program.global_sites]
     check_sites(program, one, names)
-    drawn = {}
     for name in names:
         value, q, again = one[name].value, one[name].distribution, other[name].distribution
         try:
@@ -309,8 +331,7 @@ def _independent_draws(
             return None
         if is_delta(q) or not same:
             return None
-        drawn[name] = q.sample(torch.Size((_GLOBAL_DRAWS,)))
-    return [{name: draws[k] for name, draws in drawn.items()} for k in range(_GLOBAL_DRAWS)]
+    return {name: one[name] for name in names}
 
 
 def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Batch:

@@ -43,6 +43,11 @@ class GlobalSite:
         """Number of entries of the site in the flat unconstrained vector."""
         return math.prod(self.shape)
 
+    @property
+    def is_real(self) -> bool:
+        """Whether the support is the whole space, so that the transform does nothing."""
+        return entry_of(self.support) is constraints.real
+
     def constrain(self, flat: Float[Tensor, "*particles size"]) -> tuple[Tensor, Tensor]:
         """Returns the site's value, and the log Jacobian in the shape of the log density."""
         unconstrained = flat.reshape((*flat.shape[:-1], *self.shape))
