@@ -190,6 +190,16 @@ def test_summaries_below_a_table(footer: str, tmp_path: Path) -> None:
         assert len(frame_of(tmp_path, text + row)) == 31
 
 
+@pytest.mark.parametrize("separator", ["", ";;", '"', "\n"])
+def test_a_separator_is_a_single_character(separator: str, tmp_path: Path) -> None:
+    """Two had ended in an error of csv, and the end of a line had made one column of all."""
+    with pytest.raises(ValueError, match=r"must be one character.* leave out `separator`"):
+        Layout(separator=separator)
+    text = "a;b\n" + lines(NUMBERS[:, :2], ";")
+    for layout in (Layout(), Layout(separator=";")):
+        assert frame_of(tmp_path, text, layout).shape == (len(NUMBERS), 2)
+
+
 @pytest.mark.parametrize("separator", ["~", ":", "::", "&", "/"])
 def test_separators_that_are_not_looked_for_are_named(separator: str, tmp_path: Path) -> None:
     """One cell in each line: the warning tells the option, and a column of words has none."""

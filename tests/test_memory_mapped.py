@@ -119,6 +119,17 @@ def test_arrays_that_are_refused(
         OnDisk(*arrays)
 
 
+@pytest.mark.parametrize("rows", [[[1.0, 2.0], [3.0, 4.0]], torch.tensor([[1.0, 2.0], [3.0, 4.0]])])
+def test_rows_that_are_no_array_are_converted_as_the_refusal_says(
+    rows: list[list[float]] | torch.Tensor,
+) -> None:
+    """A list had no dtype, and NumPy does not know the dtype of a tensor."""
+    with pytest.raises(TypeError, match=r"array 0 must be an array of NumPy.* as in np\.asarray\("):
+        OnDisk(rows)
+    (y,) = OnDisk(np.asarray(rows)).read(torch.tensor([1]))
+    assert y.tolist() == [[3.0, 4.0]]
+
+
 def test_free_parameters_need_rows_in_memory(tmp_path: Path) -> None:
     """A table belongs to rows by their content."""
     model = pv.models.VAE(pv.nets.MLPDecoder(1, 2, (4,)), pv.likelihoods.Gaussian(), 1)

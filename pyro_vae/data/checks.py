@@ -211,7 +211,10 @@ def warn_constant_columns(
 
 
 def _check_tensor(index: int, tensor: object) -> Tensor:
-    """Returns a part of a batch; refuses objects other than tensors, and complex numbers."""
+    """Returns a part of a batch as a tensor.
+
+    Refuses other objects, complex numbers, and booleans in the first tensor.
+    """
     label = f"part {index} of the data"
     if not isinstance(tensor, Tensor):
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"

@@ -57,7 +57,10 @@ def copies(y: Float[Tensor, "rows columns"], kinds: Mapping[str, Kind]) -> list[
 
 
 def _codes(known: Shaped[np.ndarray, " known"]) -> Shaped[np.ndarray, " known"] | None:
-    """Returns codes of categories, in order of first occurrence; None if all but one are rare."""
+    """Replaces entries by codes that number the categories in order of first occurrence.
+
+    The result is None if all categories but one are rare.
+    """
     _, first, codes, times = np.unique(
         known, return_index=True, return_inverse=True, return_counts=True
     )

@@ -76,10 +76,12 @@ def has_names_of_rows(rows: list[list[str]]) -> bool:
 def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    From left to right the numbers must all rise, or all fall. They are names in three cases: the
-    first line counts 0, 1, 2, ... and the last column holds a number that is not whole; the first
-    line has five or more evenly spaced numbers (three, if it counts), and the next line is not
-    evenly spaced; or nearly all numbers are far outside the range of the values below.
+    From left to right the numbers must all rise, or all fall. They are names in three cases:
+
+    * The first line counts 0, 1, 2, ... and the last column holds an entry that is not whole.
+    * The first line has five or more evenly spaced numbers (if it counts, three or more), and the
+      numbers of the next line are not evenly spaced.
+    * Nearly all numbers are far outside the range of the values below them.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -182,8 +184,8 @@ def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] 
     """Joins two lines of names, if some names in the first line are repeated or empty.
 
     An empty name, as in merged cells, stands for the name to its left, unless the cell below it is
-    empty, too. The result is None if the names of the first line are complete and all differ, or if
-    some joined names would still be repeated.
+    empty, too. The result is None in two cases: the names of the first line all differ, and at most
+    the first is empty; or some joined names would still be repeated.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):

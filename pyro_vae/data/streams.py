@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from .._arguments import shown
 from .._types import Batch
 
 CHUNK = 2**20  # numbers read at a time when all rows are read: 8 MB in float64
@@ -156,8 +157,26 @@ def chunks(reader: RowReader) -> Iterator[Batch]:
         yield reader.read(rows)
 
 
-def _dtype_of(array: Any, index: int) -> torch.dtype | None:
+@runtime_checkable
+class _Stored(Protocol):
+    """An array of which some rows can be read, as those of NumPy, h5py and zarr."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, rows: Any) -> Any: ...
+
+
+def _dtype_of(array: object, index: int) -> torch.dtype | None:
     """Returns the dtype to which an array is converted; None if it keeps its own dtype."""
+    if not isinstance(array, _Stored) or isinstance(array, Tensor) or not array.shape:
+        raise TypeError(
+            f"array {index} must be an array of NumPy, h5py or zarr with rows; got {shown(array)}: "
+            "pass such an array, as in np.asarray(rows)"
+        )
     kind = np.dtype(array.dtype).kind
     if kind not in "biuf":
         raise TypeError(

@@ -95,7 +95,7 @@ class Layout:
     For files of other formats, only the marks of missing entries are used.
 
     Arguments:
-        separator: The separator between cells, one character.
+        separator: The separator between cells, a single character.
         header: Whether the first line has column names.
         words: Names of columns whose entries are kept as strings, even if they look like numbers,
             such as `007`. In these columns the word `none` is not taken to be missing.
@@ -109,6 +109,14 @@ class Layout:
     header: bool | None = None
     words: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and not re.fullmatch(r'[^"\r\n]', self.separator):
+            raise ValueError(
+                "`separator` must be one character, other than a quotation mark or the end of a "
+                f"line; got {self.separator!r}: pass a character such as ';', or leave out "
+                "`separator` to detect it"
+            )
 
     def emptied(self, name: str, cells: list[str]) -> list[str]:
         """Returns the cells of a column with "" in place of marks of missing entries."""

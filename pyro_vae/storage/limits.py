@@ -22,7 +22,8 @@ MAX_HEADER = 32 * 2**20
 _MAX_ENTRIES = 8 * 2**20  # bytes of JSON in a safetensors file, enough for 80,000 tensors
 _SPARE = 100 * 2**20  # bytes in reserve, for objects that are built and freed
 _SMALL = 2**20  # bytes; a tensor of at most this size is small
-_TIMES, _FEW = 10, 1_000  # new tensors for each saved tensor, and further ones
+_TIMES = 10  # new tensors allowed for each saved tensor
+_FEW = 1_000  # new tensors, or objects, allowed in addition
 _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
 
 
