@@ -497,8 +497,8 @@ class Measured(NamedTuple):
     Arguments:
         grid: The temperatures, `(pilot, batch)`.
         log_step: Log step size of every latent, `(pilot, batch, latents)`.
-        spread: Standard deviation over chains of log(joint density / starting density), `(pilot,
-            batch)`, in nats.
+        spread: Standard deviation over chains of log(joint density / starting density), in nats,
+            `(pilot, batch)`.
     """
 
     grid: Tensor

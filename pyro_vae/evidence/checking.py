@@ -187,7 +187,7 @@ def held_out_mass(
     Arguments:
         inference: The model, the proposal that is fitted to all islands, and the data.
         population: The particles.
-        fitted: Returns the proposal that is fitted to the particles of some islands.
+        fitted: Function that fits the proposal to the particles of some islands.
         result: The estimate from this proposal.
         limit: Number of rows that the program can evaluate at once.
     """

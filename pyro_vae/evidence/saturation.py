@@ -127,17 +127,18 @@ class PriorDraws:
         axes = {site.name: site.axis for site in program.latent_sites}
         some = torch.arange(self.num_draws, device=rows[0].device) if some is None else some
         values = self.run.values(axes) if values is None else values
-        values, unconstrained = (
-            {
-                name: value.index_select(axes[name], some).repeat_interleave(num_rows, axes[name])
-                for name, value in group.items()
-                if name in axes
+
+        def repeated(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            """Selects draws, and repeats each of them once per row."""
+            return {
+                name: group[name].index_select(axis, some).repeat_interleave(num_rows, axis)
+                for name, axis in axes.items()
+                if name in group
             }
-            for group in (values, self.run.unconstrained)
-        )
-        many = repeat_rows(rows, len(some))
+
+        many, unconstrained = repeat_rows(rows, len(some)), repeated(self.run.unconstrained)
         with poutine.block():
-            call = partial(program.weighed, values, many, unconstrained)
+            call = partial(program.weighed, repeated(values), many, unconstrained)
             densities, _ = retry_unvalidated(call)
         return LogDensities(*(part.unflatten(0, (-1, num_rows)) for part in densities))
 

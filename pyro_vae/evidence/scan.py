@@ -55,7 +55,8 @@ class Scan(NamedTuple):
 
     Arguments:
         modes: The modes of all data.
-        unsettled: For each datum, whether the finest grid still showed new modes with mass.
+        unsettled: For each datum, whether modes may have been missed, because the finest grid still
+            showed new modes with mass, or the search for far modes reached its limit.
         log_edge: Log of an upper estimate of the mass beyond the grid, in nats.
         log_mass: Log of the sum over the grid, in nats: the mass of the modes that the grid
             resolves. It is nan if the grid is too coarse.

@@ -57,7 +57,7 @@ from ..programs import Program
 from ..programs.hooks import hooks_of
 from ..programs.pieces import take_rows
 from ..randomness import stream, undisturbed
-from ..results import Doubt, at_rows, with_rows
+from ..results import Doubt, at_rows, join, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .checking import MOST_EXCESS, Checks, excess, held_out_mass, shortfall
 from .exact import ClosedForm
@@ -498,21 +498,15 @@ def _from_fit(run: _Run) -> _Attempt:
 def _from_student(run: _Run) -> _Attempt:
     """Samples from a Student t with the posterior's moments, mixed with the prior."""
     assert run.proposal is not None
-    proposal = run.proposal
-    for match in range(_MATCHES):
-        proposal = _matched(run, proposal, match)
+    proposal, estimator = run.proposal, ImportanceSampling(_MATCHED_DRAWS, run.ladder.memory)
+    for match in range(_MATCHES):  # the second Student t has the moments of draws from the first
+        own = stream(run.seed, f"tightest.matched.{match}")
+        blocks = estimator.sampling(run.inference(proposal), seed=own, progress=False).blocks()
+        draws = [(block.z, block.weights.log_weights) for block in blocks]
+        proposal = student_of(*join(draws, axis=1))
     run.proposal = proposal
     defended = run.defended(proposal)
     return run.checked(run.weighed(defended, Rung.STUDENT), defended, proposal)
-
-
-def _matched(run: _Run, proposal: Posterior, match: int) -> StudentMixture:
-    """Returns a Student t with the posterior's moments, estimated from draws of a proposal."""
-    estimator = ImportanceSampling(_MATCHED_DRAWS, run.ladder.memory)
-    own = stream(run.seed, f"tightest.matched.{match}")
-    blocks = estimator.sampling(run.inference(proposal), seed=own, progress=False).blocks()
-    z, log_weights = zip(*((block.z, block.weights.log_weights) for block in blocks), strict=True)
-    return student_of(torch.cat(z, dim=1), torch.cat(log_weights, dim=1))
 
 
 def _from_filter(run: _Run) -> _Attempt | None:
