@@ -21,6 +21,7 @@ from pyro_vae.evidence.importance import (
 from pyro_vae.evidence.proposals import (
     Defensive,
     DefensivePosterior,
+    FromGuide,
     Proposal,
     Widened,
     WidenedPosterior,
@@ -282,6 +283,24 @@ def test_is_plain() -> None:
     assert not ImportanceSampling(10, proposal=Widened()).is_plain
     assert not ImportanceSampling(10, average=JACKKNIFED).is_plain
     assert not ImportanceSampling(100, until=ErrorTarget(0.1)).is_plain
+
+
+@pytest.mark.parametrize("proposal", [FromGuide(), Widened()])
+def test_evaluate_compiles_only_if_the_estimator_does(
+    proposal: Proposal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ELBO has a run of its own if the proposal is not the guide; it is not compiled either."""
+    chosen: list[bool | None] = []
+    densities = importance.DrawDensities
+
+    def recorded(program: Program, *, compile: bool | None, memory: float) -> object:
+        chosen.append(compile)
+        return densities(program, compile=compile, memory=memory)
+
+    monkeypatch.setattr(importance, "DrawDensities", recorded)
+    method = ImportanceSampling(40, compile=False, proposal=proposal)
+    pv.evidence.evaluate(MODEL, MEAN_FIELD, FACTS.sample(2), method)
+    assert set(chosen) == {False}
 
 
 @pytest.mark.parametrize(

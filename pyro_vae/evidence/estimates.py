@@ -14,7 +14,8 @@ from ..formatting import count_of
 from ..randomness import row_keys
 from ..results import Doubt, join
 from .exact import summed_out
-from .importance import ImportanceSampling
+from .importance import PLAIN, ImportanceSampling
+from .proposals import FromGuide
 from .quadrature import Quadrature
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, mean_with_doubts
 from .saturation import edge_doubts
@@ -209,7 +210,7 @@ def evaluate(
             bound = _bound_of(marginal, estimator.num_samples)
         else:
             # The ELBO is the guide's, even if the proposal for log p(y) is another distribution.
-            plain = ImportanceSampling(estimator.num_samples, estimator.memory)
+            plain = replace(estimator, proposal=FromGuide(), average=PLAIN, until=None)
             pairs = plain.sampling(inference, seed=seed, progress=progress).evaluations()
             bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
             if not estimator.is_plain:

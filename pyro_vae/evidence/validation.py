@@ -306,7 +306,7 @@ def _results(
             skipped[name] = re.split(r": |\. ", str(error))[0]  # without the remedy
     if len(results) == 1:
         own = stream(seed, "cross_check.fewer draws")
-        answer = ImportanceSampling(_FEWER_DRAWS)(inference, seed=own)
+        answer = ImportanceSampling(_FEWER_DRAWS)(inference, seed=own, progress=False)
         results["fewer draws"] = replace(answer, given=given)
     return results, skipped
 
