@@ -42,7 +42,7 @@ bias is smaller than the error.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -392,8 +392,7 @@ class _Run:
         """Stores the estimates of a rung; data with accepted estimates are no longer open."""
         self.tried = rung
         places = attempt.accepted * RUNGS.index(rung)
-        own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
-        new = LadderMarginal(**own, rung=places.long())
+        new = LadderMarginal(**vars(attempt.result), rung=places.long())
         self.result = new if self.result is None else with_rows(self.result, self.open, new)
         self._keep(attempt.accepted.nonzero()[:, 0], attempt.source)
         left = (~attempt.accepted).nonzero()[:, 0]
