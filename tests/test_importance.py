@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
+from pyro_vae.compiling import DrawDensities
 from pyro_vae.evidence import Bound, LogMarginal, importance
 from pyro_vae.evidence.importance import (
     JACKKNIFED,
@@ -291,11 +292,10 @@ def test_evaluate_compiles_only_if_the_estimator_does(
 ) -> None:
     """The ELBO has a run of its own if the proposal is not the guide; it is not compiled either."""
     chosen: list[bool | None] = []
-    densities = importance.DrawDensities
 
-    def recorded(program: Program, *, compile: bool | None, memory: float) -> object:
+    def recorded(program: Program, *, compile: bool | None, memory: float) -> DrawDensities:
         chosen.append(compile)
-        return densities(program, compile=compile, memory=memory)
+        return DrawDensities(program, compile=compile, memory=memory)
 
     monkeypatch.setattr(importance, "DrawDensities", recorded)
     method = ImportanceSampling(40, compile=False, proposal=proposal)
