@@ -46,9 +46,7 @@ from .local import PValues, TrustedDraws, doubts_of_draws, require_draws
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FOR_DISCRETE_SITES = (
-    "use pv.diagnostics.simulation_based_calibration, which draws these sites from the model"
-)
+_REMEDY = "use pv.diagnostics.simulation_based_calibration, which draws these sites from the model"
 _PER_REPLICATE = 4.0  # ESS for each replicate; repeated draws then widen the null by at most 5%
 
 
@@ -180,9 +178,7 @@ def posterior_calibration(
     functions = {"log p(y | z)": log_likelihood} if quantities is None else quantities
     with conditioned(model, shared_only(guide), data, seed, given) as (program, _, batch):
         require_draws(draws, program, batch)
-        require_discrete_draws(
-            program, "data cannot be simulated near a datum", _FOR_DISCRETE_SITES
-        )
+        require_discrete_draws(program, "data cannot be simulated near a datum", _REMEDY)
         truth = _picked(draws.z, num_replicates, seed)
         with forked(seed, "posterior_calibration.data"):
             simulated = replicated(program, truth, batch)
@@ -195,10 +191,8 @@ def posterior_calibration(
     ranks = (shares * (num_samples + 1)).long().clamp(max=num_samples)
     ranks = ranks.unflatten(0, truth.shape[:2]).transpose(0, 1).cpu()
     p_values, shift = _uniformity(ranks, num_samples)
-    few = draws.ess.cpu() < _PER_REPLICATE * num_replicates
-    doubts = {d: mask.cpu() for d, mask in doubts_of_draws(draws).items()} | {
-        Doubt.FEW_EFFECTIVE_DRAWS: few
-    }
+    doubts = {doubt: mask.cpu() for doubt, mask in doubts_of_draws(draws).items()}
+    doubts[Doubt.FEW_EFFECTIVE_DRAWS] = draws.ess.cpu() < _PER_REPLICATE * num_replicates
     return PosteriorCalibration(
         Estimate(p_values, torch.zeros_like(p_values)), shift,
         "q(z | y') is the posterior of data y' simulated near y",

@@ -184,7 +184,7 @@ class PosteriorDraws(PerDatum):
         return {**doubts, Doubt.CHAINS_APART: apart, Doubt.SD_TAIL: dominated}
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns columns of a table: shift and scale with errors, ESS, R-hat, accepted rung."""
+        """Returns columns of a table: shift and scale with errors, ESS, R-hat, ladder's rung."""
         diagnostics = {"ess": self.ess, "r_hat": self.r_hat, "rung": self.log_marginal.rung}
         return with_errors({"shift": self.estimate, "scale": self.scale}) | diagnostics
 
@@ -211,8 +211,9 @@ class PosteriorDraws(PerDatum):
         proposal are independent. The attribute `chains` states which of the two applies.
 
         `diagnostics` has `ess` and `rung` on the axis `datum`, and `r_hat` on the axes `datum` and
-        `unconstrained`: R-hat of every flat unconstrained latent. It is the larger of two
-        rank-normalized split R-hats by ArviZ: that of the draws, and that of their distances from
+        `unconstrained`. `rung` is the position in `pyro_vae.evidence.RUNGS` of the estimator that
+        was accepted. `r_hat` is the R-hat of every flat unconstrained latent: the larger of two
+        rank-normalized split R-hats by ArviZ, that of the draws and that of their distances from
         the median. The islands count as chains. R-hat is nan for data whose draws come from a
         proposal.
 
@@ -334,19 +335,16 @@ def posterior_draws(
         program.require_latents()
         marginal, sources = ladder.sampled_with_sources(inference, seed=seed, progress=progress)
         estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
-        # Equal rows may come from different estimators, and then have independent draws, too.
-        rungs = (RUNGS[int(marginal.rung[rows[0]])].name for rows, _ in sources)
-        parts = [
-            _of_islands(inference.rows(rows), source, num_samples)
-            if isinstance(source, Population)
-            else _of_proposal(
-                estimator,
-                _defended(Inference(program, source, take_rows(batch, rows)), ladder.prior_share),
-                num_samples,
-                stream(seed, f"posterior_draws.{rung}"),
-            )
-            for (rows, source), rung in zip(sources, rungs, strict=True)
-        ]
+        parts = []
+        for rows, source in sources:
+            if isinstance(source, Population):
+                parts.append(_of_islands(inference.rows(rows), source, num_samples))
+                continue
+            # Streams differ between estimators, so that equal rows have independent draws.
+            own = stream(seed, f"posterior_draws.{RUNGS[int(marginal.rung[rows[0]])].name}")
+            proposal = Inference(program, source, take_rows(batch, rows))
+            mixture = _defended(proposal, ladder.prior_share)
+            parts.append(_of_proposal(estimator, mixture, num_samples, own))
         order = torch.cat([rows for rows, _ in sources]).argsort()
         drawn = at_rows(join(parts), order)
         values = _sites(program, batch, drawn.z)
