@@ -230,7 +230,8 @@ def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
             f"{tuple(draws.z.shape)}: pass pv.posterior_draws(model, guide, data)"
         )
     if isinstance(draws, _Conditional) and draws.given != program.conditions:
-        theirs, ours = (of or "conditional on nothing" for of in (draws.given, program.conditions))
+        conditions = (draws.given, program.conditions)
+        theirs, ours = (each or "conditional on nothing" for each in conditions)
         raise ValueError(
             f"`draws` are {theirs}, but the test is {ours}: pass the same `given` to "
             "pv.posterior_draws and to the test"

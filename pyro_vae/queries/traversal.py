@@ -79,8 +79,8 @@ class Spherical:
         radii = [point.norm(dim=-1, keepdim=True) for point in (a, b)]
         if any(bool((radius == 0).any()) for radius in radii):
             raise ValueError(
-                "an arc joins two directions, but the origin has no direction: use "
-                "pv.queries.Linear()"
+                "`a` and `b` must not be the origin, because an arc joins two directions and the "
+                "origin has none: use pv.queries.Linear()"
             )
         start, end = a / radii[0], b / radii[1]
         # The angle is from both chords: near 0 and pi, an arc cosine would lose half of its digits.
