@@ -176,7 +176,8 @@ class Table:
         if wrong:
             raise ValueError(
                 f"every row of '{self.caption}' must have {count_of(len(self.columns), 'cell')}; "
-                f"got {len(wrong[0])} in {[cell.text for cell in wrong[0]]}"
+                f"got {len(wrong[0])} in {[cell.text for cell in wrong[0]]}: "
+                "pass one cell per column"
             )
 
     def html(self) -> str:
@@ -258,7 +259,9 @@ class Figure:
 
     def __post_init__(self) -> None:
         if not self.png.startswith(_PNG):
-            raise ValueError(f"`png` must be the bytes of a PNG file; got {self.png[:8]!r}...")
+            raise ValueError(
+                f"`png` must be the bytes of a PNG file; got {self.png[:8]!r}...: pass png(...)"
+            )
 
     def html(self) -> str:
         """The embedded picture as HTML, with its alternative text."""

@@ -431,7 +431,7 @@ def _advised(advice: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_arrays(table: Any) -> Iterator[None]:
-    """Writes the advice on dropping columns for an array, if the table is one."""
+    """If the table is an array, errors say how to drop columns of an array, not of a data frame."""
     try:
         yield
     except ValueError as error:

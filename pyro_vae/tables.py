@@ -411,7 +411,7 @@ class TableVAE:
         """
         place = Path(path)
         if place.suffix != ".html":
-            raise ValueError(f"`path` must be the name of a file that ends in .html; got '{place}'")
+            raise ValueError(f"`path` must end in .html; got '{place}': pass, say, 'report.html'")
         optional("matplotlib", needed_for=f"'{place}'")
         require_file_place(place)
         rows = self.rows(data)
@@ -441,8 +441,8 @@ class TableVAE:
         """
         if taken := sorted(UNITS & set(about or {})):
             raise ValueError(
-                f"`about` must have no notes called {', '.join(sorted(UNITS))}, by which the "
-                f"columns are saved; got {taken}: rename these notes"
+                f"`about` must not have notes called {', '.join(sorted(UNITS))}, because the "
+                f"columns are saved under these names; got {taken}: rename these notes"
             )
         trained = self.history
         notes = {
