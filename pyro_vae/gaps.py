@@ -250,7 +250,8 @@ class InferenceGap(PerDatum):
     def summary(self) -> str:
         """Returns a table of means, with errors due to draws and to data, and the verdict."""
         lines = [f"{'nats per datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
-        spreads = [float(e) for _, e in self.population] if len(self) > 1 else [math.nan] * 6
+        many = len(self) > 1
+        spreads = [float(e) for _, e in self.population] if many else [math.nan] * len(_NAMES)
         for (name, part), spread in zip(self.mean._asdict().items(), spreads, strict=True):
             lines.append(_line(_NAMES[name], part, spread))
         for name, family in self.families.items():

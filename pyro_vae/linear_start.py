@@ -138,16 +138,16 @@ def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factor
 
 def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Returns the numbers for factor analysis, one per column; nan for unordered categories."""
-    parts = [
-        torch.full_like(part, torch.nan)
-        if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered)
-        else part.clamp(min=0).log1p()
-        if isinstance(kind, Count)
-        else part.clamp(min=torch.finfo(part.dtype).tiny).log()
-        if isinstance(kind, Positive)
-        else part
-        for kind, part in zip(columns.kinds.values(), y.mT, strict=True)
-    ]
+    parts = []
+    for kind, part in zip(columns.kinds.values(), y.mT, strict=True):
+        if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered):
+            parts.append(torch.full_like(part, torch.nan))
+        elif isinstance(kind, Count):
+            parts.append(part.clamp(min=0).log1p())
+        elif isinstance(kind, Positive):
+            parts.append(part.clamp(min=torch.finfo(part.dtype).tiny).log())
+        else:
+            parts.append(part)
     return torch.stack(parts, dim=1)
 
 
