@@ -268,7 +268,7 @@ def anywhere(*values: bool) -> list[bool]:
     """Returns, for each value, whether the value is true in at least one process."""
     if size() == 1:
         return list(values)
-    return [count > 0 for count in total(torch.tensor(values, dtype=torch.float32)).tolist()]
+    return [count > 0 for count in total(torch.tensor(values, device="cpu").float()).tolist()]
 
 
 def require_same(what: str, value: Any) -> None:

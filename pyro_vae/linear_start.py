@@ -81,7 +81,8 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
 
     link: Tensor = jacobian(means, start)
     back, curved = torch.linalg.pinv(link), (link.sum(dim=0) - 1).abs() > _IDENTITY
-    positive = torch.tensor([isinstance(kind, Positive) for kind in columns.kinds.values()])
+    kinds = columns.kinds.values()
+    positive = torch.tensor([isinstance(kind, Positive) for kind in kinds], device=y.device)
     # The mean of a logarithm is not the logarithm of the mean; `start` has the mean of the log.
     away = (found.mean - means(start)).where(~positive, 0.0)
     slopes, shift = back @ found.loadings, back @ away

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -283,6 +284,30 @@ def test_a_table_with_a_device_takes_rows_from_others() -> None:
     table.take(*parts)
     assert table.table.device.type == "meta"
     assert table.table.shape == (3, 4)
+
+
+def test_tables_are_read_on_the_processor() -> None:
+    """And split, binarized, cut into chunks and compared with the rows of the training."""
+    table = {"length": [1.0, 2.5, None, 4.0, 3.5] * 6, "count": [0, 3, 1, 7, 2] * 6}
+    with torch.device("meta"):
+        data = pv.data.from_frame(table)
+        grey = pv.data.FixedDraw().fixed(torch.full((3, 2), 0.5, device="cpu"))
+        labels = pv.data.squares(4, side=2, num_test=2).train_labels
+        lengths = [len(y) for (y,) in pv.data.chunks(pv.data.OnDisk(np.zeros((10, 2**18))))]
+    assert lengths == [4, 4, 2]
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 0, 1]
+    assert torch.equal(grey, pv.data.FixedDraw().fixed(torch.full((3, 2), 0.5)))
+    torch.testing.assert_close(data.train, pv.data.from_frame(table).train, equal_nan=True)
+    vae = pv.TableVAE.of(data)
+    with torch.device("meta"):
+        seen = vae.trained_on(table)
+        value = vae.evaluate(table, QUICK).log_marginal.value
+        saved = {"center": [1.0, 2.0], "scale": [2.0, 2.0], "log_scale": 0.0, "names": None}
+        encoded = pv.data.Scaling.from_json(saved).encode(np.ones((3, 2)))
+    assert int(seen.sum()) == len(data.train)
+    assert bool(value.isfinite().all())
+    assert encoded.tolist() == [[0.0, -0.5]] * 3
 
 
 def test_units_of_rows_are_used_where_the_densities_are(

@@ -149,7 +149,7 @@ class FixedDraw(Binarization):
         grey = super().fixed(y)
         draws = generator(stream(self.seed, f"binarize.{part}"))
         # Always float32, so that float64 data get the same draw.
-        uniform = torch.rand(grey.shape, generator=draws, dtype=torch.float32)
+        uniform = torch.rand(grey.shape, generator=draws, dtype=torch.float32, device="cpu")
         return _zeros_and_ones(uniform.to(grey.device) < grey, like=grey)
 
     def describe(self) -> str:

@@ -195,7 +195,8 @@ class Scaling:
             ValueError: If the shape of a datum is not that of the rows that were scaled.
         """
         try:
-            y = torch.as_tensor(data, dtype=torch.float64)
+            place = data.device if isinstance(data, Tensor) else "cpu"
+            y = torch.as_tensor(data, dtype=torch.float64, device=place)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 "this model was trained on arrays without column names, so data must be an array "
@@ -236,7 +237,9 @@ class Scaling:
     def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
         """Restores the object that :meth:`to_json` described."""
         center, scale = (
-            None if saved[key] is None else torch.tensor(saved[key], dtype=torch.float64)
+            None
+            if saved[key] is None
+            else torch.tensor(saved[key], dtype=torch.float64, device="cpu")
             for key in ("center", "scale")
         )
         names = None if saved["names"] is None else tuple(saved["names"])
@@ -281,4 +284,4 @@ def trained_on(
     for digest in rows.tolist():
         found.append(left[digest] > 0)
         left[digest] -= 1
-    return torch.tensor(found, dtype=torch.bool)
+    return torch.tensor(found, dtype=torch.bool, device="cpu")

@@ -172,7 +172,7 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
             "`test_fraction=0.2`"
         )
     num_test = min(max(round(num_data * test_fraction), 1), num_data - 1)
-    order = torch.randperm(num_data, generator=generator(stream(seed, "split")))
+    order = torch.randperm(num_data, generator=generator(stream(seed, "split")), device="cpu")
     return Split(order[num_test:], order[:num_test])
 
 

@@ -445,7 +445,7 @@ def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
             f"`{name}` must be even and at least 2, because half of the squares get the label 0; "
             f"got {number}: pass `{name}=1000`"
         )
-    return torch.arange(number) % 2
+    return torch.arange(number, device="cpu") % 2
 
 
 def _idx_files(folder: Path) -> list[Path]:

@@ -151,9 +151,9 @@ def chunks(reader: RowReader) -> Iterator[Batch]:
         >>> [len(y) for y, in chunks(reader)]
         [4, 4, 2]
     """
-    columns = sum(part[0].numel() for part in reader.read(torch.arange(1)))
+    columns = sum(part[0].numel() for part in reader.read(torch.arange(1, device="cpu")))
     size = max(1, CHUNK // max(1, columns))
-    for rows in torch.arange(len(reader)).split(size):
+    for rows in torch.arange(len(reader), device="cpu").split(size):
         yield reader.read(rows)
 
 

@@ -465,12 +465,14 @@ class Columns:
     @property
     def center(self) -> Float64[Tensor, " columns"]:
         """The number subtracted from each column; 0 unless the column is real."""
-        return torch.tensor([kind.center for kind in self.kinds.values()], dtype=torch.float64)
+        centers = [kind.center for kind in self.kinds.values()]
+        return torch.tensor(centers, dtype=torch.float64, device="cpu")
 
     @property
     def scale(self) -> Float64[Tensor, " columns"]:
         """The number that each column is divided by; 1 unless the column is real."""
-        return torch.tensor([kind.scale for kind in self.kinds.values()], dtype=torch.float64)
+        scales = [kind.scale for kind in self.kinds.values()]
+        return torch.tensor(scales, dtype=torch.float64, device="cpu")
 
     @property
     def log_scale(self) -> float:
