@@ -64,7 +64,7 @@ class CompiledSteps:
         self.cost: Cost | None = None  # of an eager step
         self.is_due_eagerly = False  # whether the next step is eager
         self.is_suspect = False  # whether the next graph is compared with the programs
-        self.numbers: list[float | str] = []  # in the attributes of the modules
+        self.numbers: list[float | int | str] = []  # in the attributes of the modules
         self.times_suspected = 0  # how often they may have changed
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""  # why there is no loop; empty if none was refused
@@ -306,7 +306,7 @@ class CompiledSteps:
         self.optimizer.step()
 
 
-def _numbers_in(modules: Sequence[nn.Module]) -> list[float | str]:
+def _numbers_in(modules: Sequence[nn.Module]) -> list[float | int | str]:
     """Returns the numbers, flags and strings that are attributes of modules and their parts."""
     parts = (part for module in modules for part in module.modules())
     return [v for part in parts for v in vars(part).values() if isinstance(v, float | int | str)]
