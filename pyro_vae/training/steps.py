@@ -205,7 +205,7 @@ class Steps:
         parts: list[Part],
         batches: Iterator[Batch],
         signals: Callable[[], Signals],
-    ) -> tuple[Values, float]:
+    ) -> tuple[Values, int | float]:
         """Takes one step.
 
         Returns the sums of ELBO and loss over the step's rows in all processes, and the number of
