@@ -377,7 +377,7 @@ def _warn_of_tails(estimate: Estimate, names: tuple[str, ...]) -> None:
 
 
 def _without_nominal(estimate: Estimate, model: ProgramLike, names: tuple[str, ...]) -> Estimate:
-    """Sets all pairs with a column of categories without an order to nan, with a warning."""
+    """Warns of columns whose categories have no order, and sets values of their pairs to nan."""
     if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
         return estimate
     places = [n for n, part in enumerate(model.likelihood) if isinstance(part, Categorical)]
