@@ -174,8 +174,8 @@ def with_observed(
 ) -> Batch:
     """Returns a copy of the batch in which `values`, by site name, replace observed data.
 
-    Entries that are missing in `rows` stay missing, unless `fill` is true. If the model describes
-    which entries are missing, the missing entries are drawn anew.
+    If `fill` is true, the result has no missing entries. Otherwise the entries that are missing in
+    `rows` stay missing, or are drawn anew if the model describes which entries are missing.
     """
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
