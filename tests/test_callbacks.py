@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,13 @@ def test_what_is_not_installed_is_said_before_training(
         make()
 
 
+def module_of(**attributes: Any) -> ModuleType:
+    """A module with these attributes, in place of a package."""
+    module = ModuleType("a package")
+    vars(module).update(attributes)
+    return module
+
+
 @pytest.mark.parametrize("name", ["MLflow", "WandB"])
 def test_trackers_get_the_history(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers, without those that there are not."""
@@ -232,7 +239,7 @@ def test_trackers_get_the_history(name: str, monkeypatch: pytest.MonkeyPatch) ->
     def log(numbers: dict[str, float], step: int) -> None:
         written.append((numbers, step))
 
-    package = SimpleNamespace(log_metrics=log, log=log, run=object())
+    package = module_of(log_metrics=log, log=log, run=object())
     monkeypatch.setitem(sys.modules, name.lower(), package)
     result = fit(*small(), data(10), num_epochs=2, callbacks=getattr(training, name)())
     assert [step for _, step in written] == [1, 2]
@@ -246,8 +253,8 @@ def test_the_log_of_tensorboard_is_closed(monkeypatch: pytest.MonkeyPatch) -> No
     writer = SimpleNamespace(
         add_scalar=lambda *_: calls.append("number"), close=lambda: calls.append("close")
     )
-    package = SimpleNamespace(SummaryWriter=lambda folder: writer)
-    monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace())
+    package = module_of(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", module_of())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
     fit(*small(), data(10), num_epochs=1, callbacks=training.TensorBoard("log"))
     assert calls.count("close") == 1
@@ -257,11 +264,11 @@ def test_the_log_of_tensorboard_is_closed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_live_plot_draws_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture an epoch, in place of the one before."""
     shown: list[bytes] = []
-    display = SimpleNamespace(
+    display = module_of(
         clear_output=lambda wait: shown.clear(), display=shown.append, Image=lambda data: data
     )
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    package = SimpleNamespace(display=display, version_info=(9, 0))
+    package = module_of(display=display, version_info=(9, 0))
     monkeypatch.setitem(sys.modules, "IPython", package)
     fit(*small(), data(10), num_epochs=3, callbacks=training.LivePlot())
     assert [picture[:4] for picture in shown] == [b"\x89PNG"]

@@ -216,7 +216,7 @@ class Steps:
             if self._is_settled():
                 values = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
                 if values is not None:
-                    return Values().plus(values, rows.numel()), rows.numel()
+                    return Values().plus(values, rows.numel()), float(rows.numel())
             batches = iter([batch])
         self.forget_gradients()
         shared = torch.zeros(6, dtype=torch.float64, device="cpu")
