@@ -97,7 +97,7 @@ def _lead(table: "Comparison") -> Lead:
         if table.trained_model and ignores_data(best)
         else "",
         f"This guide cannot be distinguished from {alike} on {every_datum(size)}." if alike else "",
-        f"Log p cannot be trusted for {doubted} of {count_of(size, 'datum')}{_why(best)}."
+        f"Log p cannot be trusted for {doubted} of {count_of(size, 'datum')}{_reasons(best)}."
         if doubted
         else f"Log p passes every check for {every_datum(size)}.",
         f"Training: {best.fit.promise}.",
@@ -130,7 +130,7 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
         f"log p(y) passes every check for {every_datum(size, 'held-out datum')} under every "
         "guide, and the best q of the family was found for each datum."
     )
-    return [*(doubts or [fine]), _reach(results, size)]
+    return [*(doubts or [fine]), _coverage(results, size)]
 
 
 def _doubts(result: GuideResult) -> list[str]:
@@ -139,7 +139,7 @@ def _doubts(result: GuideResult) -> list[str]:
     doubted, lost, negative, tailed = result.untrusted
     if doubted:
         doubts.append(
-            f"log p(y) cannot be trusted for {doubted} of {count_of(size, 'datum')}{_why(result)}"
+            f"log p(y) cannot be trusted for {doubted} of {count_of(size, 'datum')}{_reasons(result)}"
         )
     if lost:
         doubts.append(
@@ -163,7 +163,7 @@ def _doubts(result: GuideResult) -> list[str]:
     return doubts
 
 
-def _reach(results: Mapping[str, GuideResult], size: int) -> str:
+def _coverage(results: Mapping[str, GuideResult], size: int) -> str:
     """Says which guides cover posteriors only in part, and how log p was estimated."""
     methods = ", ".join(dict.fromkeys(one.gap.log_marginal.method for one in results.values()))
     counts = {name: one.partly_covered for name, one in results.items()}
@@ -176,7 +176,7 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
     )
 
 
-def _why(result: GuideResult) -> str:
+def _reasons(result: GuideResult) -> str:
     reasons = result.gap.log_marginal.reasons
     return f" ({reasons})" if reasons else ""
 
@@ -218,7 +218,7 @@ def _details(table: "Comparison", *, leads: bool) -> list[Block]:
         tables.insert(1, _differences(table))
     names = ", ".join(table.results)
     return [
-        Text(_scope(table)),
+        Text(_comparability(table)),
         *tables,
         *(
             _figure(name, picture, names)
@@ -235,7 +235,7 @@ def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table
     return Table(title, columns, rows, note)
 
 
-def _scope(table: "Comparison") -> str:
+def _comparability(table: "Comparison") -> str:
     if table.trained_model:
         return (
             "Every guide trained its own copy of the model, from the same initialization. So only "

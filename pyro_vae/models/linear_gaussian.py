@@ -158,14 +158,14 @@ class LinearGaussian(Generative):
         Here :math:`m_n` is the mean and :math:`P_n` the precision. :math:`O_n` is diagonal: 1 where
         an entry of :math:`y_n` was observed, 0 where it is missing.
         """
-        loc, precision = em.posterior(self._now(), y)
+        loc, precision = em.posterior(self._estimate(), y)
         return MultivariateNormal(loc, precision_matrix=precision.expand(len(y), -1, -1))
 
     def log_evidence(self, y: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
         """Returns the exact log density of every datum's observed (not nan) entries, in nats."""
-        return em.log_evidence(self._now(), y)
+        return em.log_evidence(self._estimate(), y)
 
-    def _now(self) -> em.LinearGaussianParameters:
+    def _estimate(self) -> em.LinearGaussianParameters:
         return em.LinearGaussianParameters(self.loadings, self.mean, self.variance())
 
     @torch.no_grad()
