@@ -139,7 +139,8 @@ def _doubts(result: GuideResult) -> list[str]:
     doubted, lost, negative, tailed = result.untrusted
     if doubted:
         doubts.append(
-            f"log p(y) cannot be trusted for {doubted} of {count_of(size, 'datum')}{_reasons(result)}"
+            f"log p(y) cannot be trusted for {doubted} of {count_of(size, 'datum')}"
+            f"{_reasons(result)}"
         )
     if lost:
         doubts.append(
