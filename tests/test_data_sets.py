@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -384,6 +385,30 @@ def test_options_that_do_not_fit() -> None:
             ValueError, match=r"test_fraction=0.1 does nothing: leave out `test_fraction`$"
         ):
             load(name, test_fraction=0.1)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npy"])
+def test_a_key_for_a_single_array_is_refused(ending: str, tmp_path: Path) -> None:
+    """Tables had been loaded as if no key had been passed."""
+    rows = np.random.default_rng(0).normal(size=(10, 2))
+    path, frame = tmp_path / f"rows.{ending}", pd.DataFrame(rows, columns=["a", "b"])
+    np.save(tmp_path / "rows.npy", rows)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"key='k' .* is neither kind of file: leave out `key`"):
+        load(path, key="k")
+    assert len(load(path).train) == 8
+
+
+@pytest.mark.parametrize("ending", ["csv", "npy"])
+def test_a_column_must_be_left(ending: str, tmp_path: Path) -> None:
+    """To drop all of them had ended in an error of NumPy, or about rows."""
+    rows = np.random.default_rng(0).normal(size=(10, 2))
+    np.save(tmp_path / "rows.npy", rows)
+    np.savetxt(tmp_path / "rows.csv", rows, delimiter=",")
+    with pytest.raises(ValueError, match=r"must leave at least one column.*: keep a column"):
+        load(tmp_path / f"rows.{ending}", drop=["0", "1"])
+    assert load(tmp_path / f"rows.{ending}", drop=["0"]).train.shape == (8, 1)
 
 
 def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from .. import storage
 from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn, Scaling
 from ..data.dataset import parts_of, trained_on
-from ..data.files import key_of_new_rows
+from ..data.files import key_for
 from ..data.frames import columns_of, index_of, lists_of
 from ..data.raw_columns import is_gone
 from ..data.sets import SETS, grey_levels, rows_of, table_of, without
@@ -89,7 +89,7 @@ def selection_of(question: Question, run: Run) -> Selection:
             f"the model in '{question.folder}' was trained on a part of '{path}', which does not "
             "exist: pass a file of rows after the model, or change the current folder"
         )
-    which = which if held_out else replace(which, key=key_of_new_rows(path, which.key))
+    which = replace(which, key=key_for(path, which.key))
     if isinstance(vae.units, Columns):
         return _of_table(vae, which, path, run, held_out=held_out)
     return _of_grey(vae, which, path, run, held_out=held_out)

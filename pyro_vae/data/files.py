@@ -92,14 +92,19 @@ def read_table(
     """
     path = existing_file(path, f"a file of numbers ({READABLE})")
     kind = file_kind(path)
-    if key is not None and kind not in KEYED:
+    check_key(path, key)
+    table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path, layout)
+    _check_numbers(path, table.values)
+    return _without_marked(table, layout) if layout.missing and table.values.size else table
+
+
+def check_key(path: Path, key: str | None) -> None:
+    """Refuses a `key` for a file whose format holds a single array."""
+    if key is not None and file_kind(path) not in KEYED:
         raise ValueError(
             f"key={key!r} names an array in an npz file, or a layer in an h5ad file, but '{path}' "
             "is neither kind of file: leave out `key`"
         )
-    table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path, layout)
-    _check_numbers(path, table.values)
-    return _without_marked(table, layout) if layout.missing and table.values.size else table
 
 
 def _without_marked(table: Table, layout: Layout) -> Table:
@@ -246,8 +251,8 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
     return f"{key}.npy"
 
 
-def key_of_new_rows(path: Path, key: str | None) -> str | None:
-    """Returns the key to read a file of new rows with, if the training rows were read with `key`.
+def key_for(path: Path, key: str | None) -> str | None:
+    """Returns the key to read a file of rows with, if the training rows were read with `key`.
 
     Files other than npz and h5ad, and npz files with one array, need no key.
     """

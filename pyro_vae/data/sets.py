@@ -21,7 +21,7 @@ from .checks import check_batch, check_finite, warn_constant_columns
 from .choices import keeps_strings, kind_of_matrix
 from .copies import warn_of_copies
 from .dataset import Dataset
-from .files import file_kind, read_frame, read_idx, read_table, split_rows
+from .files import check_key, file_kind, read_frame, read_idx, read_table, split_rows
 from .frames import columns_of, index_of
 from .kinds import Kinds
 from .tables import Columns
@@ -309,9 +309,9 @@ def _from_file(path: Path, options: _Options) -> Dataset:
             f"`divide_by` must be a positive number; got {options.divide_by:g}: pass "
             "`divide_by=255` for grey levels up to 255"
         )
-    grey = options.binarization is not None or options.divide_by != 1
-    given = options.key, options.layout, options.drop, options.kinds
-    frame = None if grey else table_of(path, *given)
+    frame = None
+    if options.binarization is None and options.divide_by == 1:
+        frame = table_of(path, options.key, options.layout, options.drop, options.kinds)
     if frame is None:
         return _from_grey(path, options)
     frame = without(frame, options.drop)
@@ -332,6 +332,7 @@ def table_of(path: Path, key: str | None, layout: Layout, drop: Sequence[str], k
     strings = [name for name, kind in kinds.items() if keeps_strings(kind)]
     layout = replace(layout, words=(*layout.words, *drop, *strings))
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
+        check_key(path, key)
         return read_frame(path, layout)
     values, names = read_table(path, key=key, layout=layout)
     values, image_shape = _rows(path, values)
@@ -361,7 +362,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
     """Returns a copy of a table without the named columns.
 
     Raises:
-        ValueError: If the table lacks a named column.
+        ValueError: If the table lacks a named column, or has no other columns.
     """
     if not names:
         return frame
@@ -373,6 +374,10 @@ def without(frame: Any, names: Sequence[str]) -> Any:
             "correct these names"
         )
     kept = [name for name in found if name not in names]
+    if not kept:
+        raise ValueError(
+            f"`drop` must leave at least one column of the table; got all of {found}: keep a column"
+        )
     if isinstance(frame, np.ndarray):
         return {name: frame[:, int(name)] for name in kept}
     return {name: frame[name] for name in kept} if isinstance(frame, dict) else frame[kept]
