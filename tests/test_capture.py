@@ -1,5 +1,6 @@
 """Captured functions against the programs they were captured from, on the same draws."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +11,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    SVI,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.optim import Adam as PyroAdam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -384,6 +392,24 @@ def test_svi_with_rows(replayed: list[Captured]) -> None:
     assert elbo.reason
     assert not replayed
     assert not torch.equal(guide.map.table, before)
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize(
+    "elbo", [TraceGraph_ELBO(), RenyiELBO(num_particles=2)], ids=["graph", "renyi"]
+)
+def test_svi_with_an_elbo_that_has_no_loss_to_compile(elbo: Any, replayed: list[Captured]) -> None:
+    """Steps are those of the ELBO itself, and the reason names it and what compiles."""
+    losses = []
+    for one in (elbo, pv.objectives.CompiledELBO(elbo)):
+        torch.manual_seed(0)
+        pyro.clear_param_store()
+        model, guide = small()
+        svi = SVI(model, guide, PyroAdam({"lr": 0.01}), one)
+        losses.append([svi.step(data()) for _ in range(3)])
+    assert losses[0] == losses[1]
+    assert re.search(rf"{type(elbo).__name__} .*Use .*Trace_ELBO", one.reason)
+    assert not replayed
 
 
 def test_compiling_has_to_pay(replayed: list[Captured]) -> None:

@@ -51,6 +51,11 @@ class CompiledELBO(ELBO):
         super().__init__()
         self.elbo: Any = elbo
         self.reason = ""
+        if not hasattr(elbo, "differentiable_loss"):  # of Pyro: RenyiELBO and TraceGraph_ELBO
+            self.reason = (
+                f"{type(elbo).__name__} has no `differentiable_loss` to compile. Use an objective "
+                "of `pyro_vae.objectives`, or `Trace_ELBO`"
+            )
         self._seen: dict[_Key, _Seen] = {}
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
