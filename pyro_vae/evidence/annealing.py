@@ -321,7 +321,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:
-    """Computes the first standard error of :func:`log_mean_weight`, by leaving out each chain."""
+    """Computes the first standard error of :func:`log_mean_weight`, leaving out chain by chain."""
     chains = len(log_weights)
     others = [
         stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))

@@ -236,7 +236,7 @@ class _Grid:
         return _pooled(finer) > 0
 
     def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the positions and the row numbers of every datum's highest peaks."""
+        """Returns positions and row numbers of every datum's highest points in the mask `peaks`."""
         heights = self.value.where(peaks, -torch.inf).flatten(1)
         height, index = heights.topk(min(_MOST_MAXIMA, heights.shape[1]), dim=1)
         place = torch.arange(len(self.rows), device=index.device)[:, None].expand_as(index)

@@ -1,19 +1,9 @@
 r"""The ladder: estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
-Each estimator is a *rung*. The rungs are:
-
-1. the closed form;
-2. quadrature, for one or two latents;
-3. importance sampling from the guide;
-4. importance sampling from a Gaussian fitted to the posterior of each datum;
-5. importance sampling from a Student t distribution with the moments of the posterior;
-6. a particle filter, for time series;
-7. importance sampling from a mixture over all modes that a tempered population found;
-8. a second tempered population, which starts from this mixture.
-
-Each rung has its own diagnostics, but these cannot show mass that no draw reached. For example, a
-Gaussian at one of eight equal modes has nearly equal weights, so log p(y) is low by log 8 with a
-tiny error. So a rung is accepted only if independent checks agree:
+Each estimator is a *rung*; :class:`Tightest` lists the rungs. Each rung has its own diagnostics,
+but these cannot show mass that no draw reached. For example, a Gaussian at one of eight equal modes
+has nearly equal weights, so log p(y) is low by log 8 with a tiny error. So a rung is accepted only
+if independent checks agree:
 
 * For all rungs that sample, draws of the prior must not find significantly more mass than the
   rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`. For time series, a small
@@ -151,8 +141,8 @@ class Tightest:
     1. the closed form, exact up to rounding;
     2. quadrature for one or two latents, with an error of at most 0.001 nats if it converges;
     3. importance sampling from the guide;
-    4. importance sampling from a fitted Gaussian;
-    5. importance sampling from a Student t distribution;
+    4. importance sampling from a Gaussian fitted to the posterior of each datum;
+    5. importance sampling from a Student t distribution with the moments of the posterior;
     6. a particle filter, for time series;
     7. importance sampling from a mixture over the modes that a tempered population found;
     8. tempered sequential Monte Carlo: a second population, which starts from this mixture.
