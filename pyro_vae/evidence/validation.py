@@ -23,12 +23,12 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
@@ -315,8 +315,7 @@ def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
     """Compares all pairs of results, with the limit for this number of comparisons."""
     pairs = list(itertools.combinations(results, 2))
     number = sum(int((results[a].reliable & results[b].reliable).sum()) + 1 for a, b in pairs)
-    quantile = torch.tensor(1 - _FALSE_ALARM / (2 * number), dtype=torch.float64, device="cpu")
-    limit = float(Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile))
+    limit = NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * number))
     return tuple(_pair(a, b, results[a], results[b], limit) for a, b in pairs)
 
 
