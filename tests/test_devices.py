@@ -5,6 +5,7 @@ anywhere, and cannot be used with the data. Where there is another device, with 
 `make bench DEVICE=cuda` runs these.
 """
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -257,6 +258,36 @@ def test_programs_by_hand_are_put_somewhere() -> None:
             Program(discrete, y).log_joint(z, y),
         ]
     assert all(bool(value.isfinite().all()) for value in values)
+
+
+def walk(y: Tensor) -> None:
+    """A series of normal steps, each observed with noise."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z0", pyro.distributions.Normal(y.new_zeros(()), 1.0))
+        pyro.sample("y0", pyro.distributions.Normal(z, 1.0), obs=y[:, 0])
+        z = pyro.sample("z1", pyro.distributions.Normal(z, 1.0))
+        pyro.sample("y1", pyro.distributions.Normal(z, 1.0), obs=y[:, 1])
+
+
+def taking_some(y: Tensor) -> None:
+    """A program that takes a part of all its data in each call."""
+    with pyro.plate("data", len(y), subsample_size=4) as rows:
+        z = pyro.sample("z", pyro.distributions.Normal(y.new_zeros(()), 1.0))
+        pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y[rows])
+
+
+def test_particles_subsamples_and_rounds_are_put_somewhere() -> None:
+    """Draws of a particle filter and of a plate's rows, and the rounds that EM plots."""
+    y, whole = torch.tensor([[0.5, 1.0], [-1.0, 0.0]]), torch.linspace(-1, 1, 12)
+    guide = pv.Guide(walk, pv.GlobalParameters(), example=y)
+    table = pv.Guide(taking_some, pv.LocalParameters(12), example=whole)
+    linear = pv.models.LinearGaussian(1, 2)
+    with torch.device("meta"), pyro.settings.context(module_local_params=True):
+        value = pv.log_marginal_likelihood(walk, guide, y, pv.ParticleFilter(64)).value
+        loss = pv.IWAE(2).loss(taking_some, table, whole)
+        linear.fit_em(y.repeat(4, 1)).plot()
+    assert bool(value.isfinite().all())
+    assert math.isfinite(float(loss))
 
 
 def test_rows_of_a_tied_posterior_are_picked_on_the_processor() -> None:

@@ -315,7 +315,7 @@ def _known(program: Program, run: Run, stage: Stage) -> Tensor:
             for name, which in stage.entries.items()
             if name in parts
         ),
-        torch.zeros((), dtype=torch.float64),
+        torch.zeros((), dtype=torch.float64, device=program.device),
     )
 
 
@@ -329,7 +329,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
 def _resampled(gains: Float64[Tensor, "islands particles"]) -> Int64[Tensor, " rows"]:
     """Returns the row numbers of particles resampled systematically within each island."""
     islands, particles = gains.shape
-    levels = torch.rand(islands, dtype=gains.dtype).to(gains.device)
+    levels = torch.rand(islands, dtype=gains.dtype, device="cpu").to(gains.device)
     chosen = systematic(gains.T, levels, particles)
     return (chosen + particles * torch.arange(islands, device=gains.device)).T.flatten()
 

@@ -171,7 +171,7 @@ class EMFit(Result):
         """Plots log p(y) at the start and after every round; requires matplotlib."""
         from ..plots import plot_learning_curves
 
-        rounds = torch.arange(len(self.log_evidence))  # 0 is the start
+        rounds = torch.arange(len(self.log_evidence), device="cpu")  # 0 is the start
         curve = SimpleNamespace(epoch=rounds, elbo=self.log_evidence)
         ax = plot_learning_curves({"EM": curve})
         ax.set(xlabel="round", ylabel="log p(y), nats per datum")
@@ -226,11 +226,13 @@ def squarem(
             best = (reached, after) if reached >= best[0] else best  # false for nan
         gain = best[0] - history[-1]
         if gain <= 0:  # only rounding is left
-            return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=True)
+            quiet = 2
+            break
         quiet = quiet + 1 if gain < tolerance else 0
         history.append(best[0])
         theta = best[1]
-    return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=quiet >= 2)
+    log_evidence = torch.tensor(history, dtype=torch.float64, device="cpu")
+    return theta, EMFit(log_evidence, steps, converged=quiet >= 2)
 
 
 def _extrapolated(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:

@@ -353,7 +353,7 @@ def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
     if not program.structure.takes_all_data:
         yield batch, size / (chosen or size)
         return
-    positions = torch.randperm(rows)[:chosen]
+    positions = torch.randperm(rows, device="cpu")[:chosen]
     with minibatch(positions, rows, plate=program.plate):
         yield take_rows(batch, positions), size / len(positions)
 

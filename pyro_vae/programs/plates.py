@@ -117,7 +117,7 @@ class PlateIndex(Tensor):
         """Builds the index of a plate; `whole` says which rows the plate holds."""
         current, size = whole.minibatch or _MINIBATCH.get(), whole.rows or 0
         batch = None if current is None else current.repeated(size)
-        positions = torch.arange(size)
+        positions = torch.arange(size, device="cpu")
         made = _as(cls, positions.clone() if batch is None else batch.rows.clone())
         made.plate, made.batch, made.num_rows = plate, batch, size
         made.positions, made.is_decided = positions, whole.minibatch is None
