@@ -47,7 +47,7 @@ class Likelihood(nn.Module):
     """Number of decoder outputs per feature, stacked along the first axis of the datum."""
 
     takes = 0
-    """Most tensors besides the data, such as an exposure, that the likelihood takes."""
+    """Number of tensors that the likelihood may take besides the data, such as an exposure."""
 
     any_units: bool = True
     """Whether the data may be in any units; if not, the data must be standardized."""

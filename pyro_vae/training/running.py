@@ -178,7 +178,9 @@ class Training:
         self.start = time.perf_counter()
         with ExitStack() as stack:
             stack.enter_context(self.interrupts.deferred(also_sigterm=self.keeper is not None))
-            stack.callback(self._end)
+            stack.callback(self._call, "on_end")
+            for map in self.maps:
+                stack.callback(map.scale_steps, 1.0)  # the user may go on in a loop of their own
             stack.enter_context(self.stepping.watched())
             if not self.stopped:
                 self._keep()  # a state that cannot be saved is refused before the first step
@@ -324,11 +326,6 @@ class Training:
             if torch.get_num_threads() != inside:
                 torch.set_num_threads(inside)
         return True
-
-    def _end(self) -> None:
-        for map in self.maps:
-            map.scale_steps(1.0)  # the user may go on in a loop of their own
-        self._call("on_end")  # may raise an error
 
     def _finish(self) -> Fit:
         """Restores the best state, and returns the result of training."""
