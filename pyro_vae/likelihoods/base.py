@@ -164,8 +164,8 @@ class Features(dist.TorchDistribution):
     Data are not validated here: `Likelihood.check` refuses invalid data once, before training.
 
     Arguments:
-        parameters: Tensors that broadcast to the shape of a batch of data, with `trailing` more
-            dimensions at the end.
+        parameters: Tensors that broadcast to the shape of a batch of data, followed by `trailing`
+            further dimensions, such as one for categories.
     """
 
     trailing: ClassVar[int] = 0

@@ -81,7 +81,7 @@ def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
 def _inverse_dispersion(
     y: Float[Tensor, "batch *datum"], explained: Float[Tensor, "*datum"] | float = 0.0
 ) -> Float[Tensor, "*datum"]:
-    """Returns r for each column, from its variance, mean + mean^2 / r; between 0.01 and 100.
+    """Returns the r at which mean + mean^2 / r is each column's variance, within [0.01, 100].
 
     `explained` is the variance of log(1 + y) that z explains. Divided by the squared slope of
     log(1 + y) in log y, it is the variance of the log rate, which does not count as dispersion.

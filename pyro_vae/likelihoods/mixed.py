@@ -172,7 +172,7 @@ class Mixed(Likelihood):
         return means[:, torch.cat(self._columns()).argsort()]
 
     def _columns(self) -> list[Tensor]:
-        """Returns the positions of the columns in each group of columns with equal likelihoods."""
+        """Returns, for each group of equal likelihoods, the positions of the group's columns."""
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
     def _by_group(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
@@ -308,7 +308,7 @@ def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
 
 
 class _Call(nn.Module):
-    """A module whose `forward` calls a method of a likelihood; `functional_call` needs a module."""
+    """A module for `functional_call`; its `forward` calls a method of a likelihood."""
 
     def __init__(self, likelihood: nn.Module, method: str) -> None:
         super().__init__()
@@ -320,7 +320,7 @@ class _Call(nn.Module):
 
 
 def _class_and_arguments(value: object) -> object:
-    """Returns the class of a module and its arguments, where modules are converted likewise."""
+    """Returns the class and arguments of a module; converts arguments that are modules, too."""
     if not isinstance(value, nn.Module):
         return value
     arguments = arguments_of(value) if is_registered(type(value)) else {}

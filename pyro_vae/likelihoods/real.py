@@ -113,7 +113,7 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set_unit(self, spread: Tensor | None) -> None:
-        """Makes the columns' standard deviations, `spread`, the unit of sigma; `None` for 1.
+        """Sets the unit of sigma to `spread`, the columns' standard deviations; `None` for 1.
 
         If sigma still has its default value, sigma is also set to `spread`.
         """
@@ -174,7 +174,7 @@ class DecodedSigma(WithOptionalBuffers):
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
     def set_unit(self, spread: Tensor | None) -> None:
-        """Makes the columns' standard deviations, `spread`, the unit of sigma; `None` for 1."""
+        """Sets the unit of sigma to `spread`, the columns' standard deviations; `None` for 1."""
         one = spread is not None and spread.numel() == 1
         self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
@@ -193,7 +193,7 @@ def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
 
 
 def _in_unit(unit: Tensor | None, above: Tensor) -> Tensor:
-    """Multiplies a sigma above its floor by its unit."""
+    """Multiplies `above`, the distance of sigma from its floor, by the unit if there is one."""
     return above if unit is None else unit.to(above) * above
 
 

@@ -314,7 +314,7 @@ def _start(
 ) -> em.LinearGaussianParameters:
     """Returns initial parameters for EM: the noise is half of each feature's variance.
 
-    The loadings are those of the covariance of the data whose missing entries are set to the mean.
+    The loadings come from the covariance of the data, with missing entries set to the mean.
     """
     variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
     covariance = filled.mT @ filled / len(filled)
