@@ -280,6 +280,16 @@ def test_options_of_files(
     assert "a false-discovery rate of 0.25" in capsys.readouterr().out
 
 
+def test_a_data_set_of_the_library_is_not_refused_for_options_of_the_training_data(
+    numbers: str, tmp_path: Path
+) -> None:
+    """The columns of the model are named; the message had been to leave out `drop`."""
+    model = str(tmp_path / "model")
+    main(["fit", numbers, "--drop", "a", "--epochs", "1", "--quiet", "--out", model])
+    with pytest.raises(SystemExit, match=r"must have the 2 columns 'b', 'c'.*pass a data frame"):
+        main(["evaluate", model, "digits"])
+
+
 def test_draws_of_an_array_are_not_said_to_have_names(tmp_path: Path) -> None:
     """The columns of an npy file have none."""
     rows, model = str(tmp_path / "rows.npy"), str(tmp_path / "model")

@@ -77,12 +77,14 @@ def selection_of(question: Question, run: Run) -> Selection:
     """Loads a model, and the rows to apply it to: those of a given file, or the held-out rows."""
     vae, about = TableVAE.load(question.folder), _about(question.folder)
     which = DataChoice(**about["data"])
-    if (question.data or which.data) in SETS:
-        grey = about["model"]["likelihood"] == "bernoulli"
-        dataset = replace(which, data=question.data or which.data).load(about["seed"], grey=grey)
+    name = question.data or which.data
+    if name in SETS:
+        if name != which.data:  # options of the training data may not fit this data set
+            which = DataChoice(name, which.binarize)
+        dataset = which.load(about["seed"], grey=about["model"]["likelihood"] == "bernoulli")
         rows = parts_of(dataset)[1]
         return Selection(vae, rows, {"row": range(len(rows))}, None, dataset.describe())
-    path = Path(question.data or which.data)
+    path = Path(name)
     held_out = question.data is None
     if held_out and not path.exists():
         raise FileNotFoundError(

@@ -293,7 +293,7 @@ def _read_csv(path: Path, layout: Layout) -> Table:
     columns = columns_of_cells(path, cells, codes=False)
     for place, (name, column) in enumerate(columns.items(), start=1):
         if column.holds is Holds.WORDS and not column.missing.all():
-            row = int(np.flatnonzero([not _is_number(word) for word in column.values])[0])
+            row = next(i for i, word in enumerate(column.values) if not _is_number(word))
             named = "" if cells.names is None else f" ({name!r})"
             raise ValueError(
                 f"'{path}' has {column.values[row]!r} in line {cells.lines[row]}, column "
