@@ -238,9 +238,9 @@ def inference_map(
         name: One of :data:`GUIDES`.
         dataset: The data.
         architecture: Sizes of the encoder, and the seed of its weights.
-        model: The model from :func:`vae`, or None. Pass a model that has a linear start (see
-            :class:`Architecture`): a map that is not "global" then starts at the posteriors of the
-            model linearized at z = 0 (`pyro_vae.linear_start`).
+        model: The model from :func:`vae`, or None. If the model has a linear start (see
+            :class:`Architecture`), all maps but "global" start at the posteriors of the model
+            linearized at z = 0 (`pyro_vae.linear_start`).
 
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.
@@ -255,7 +255,7 @@ def _map(
     if name == "global":
         return GlobalParameters()
     if name not in GUIDES:
-        raise ValueError(f"the guide must be one of {', '.join(GUIDES)}; got '{name}'")
+        raise ValueError(f"the name of a guide must be one of {', '.join(GUIDES)}; got '{name}'")
     amortized, columns = name == "amortized", dataset.columns
     if model is None or columns is None or not _starts_linear(dataset, architecture):
         hidden = architecture.of(dataset)[1]
