@@ -367,7 +367,7 @@ class Sampling:
 
     @cached_property
     def _pool(self) -> PriorDraws:
-        """Prior draws at which the search for missed mass looks."""
+        """Prior draws, some of which are points at which missed mass is searched for."""
         return prior_pool(self.program, self.batch)
 
     def _bar(self, steps: range) -> Iterable[int]:
