@@ -562,3 +562,25 @@ def test_what_cannot_be_compared() -> None:
     stranger = pv.Guide(Program(), pv.GlobalParameters(), example=y)
     with pytest.raises(ValueError, match=r"got a pv\.Guide of another model"):
         small(Program(), {"a": stranger})
+
+
+class Diverging(nn.Module):
+    """An encoder, the answers of which are infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), 1e30))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The same for every row."""
+        return (self.weight * self.weight).expand(len(y), 2)
+
+
+def test_an_error_names_its_guide() -> None:
+    """Of several, whether it cannot be built or cannot be trained."""
+    model = Program()
+    fine = pv.GlobalParameters()
+    with pytest.raises(ValueError, match="^guide 'few': LocalParameters has 7 rows"):
+        small(model, {"fine": fine, "few": pv.LocalParameters(7)})
+    with pytest.raises(FloatingPointError, match="^guide 'steep': the loss is"):
+        small(model, {"fine": fine, "steep": pv.Encoder(Diverging())})

@@ -8,7 +8,8 @@ differences of ELBOs are the cost of the choice of guide.
 import math
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -219,6 +220,16 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
         )
 
 
+@contextmanager
+def _naming_guide(name: str) -> Iterator[None]:
+    """Adds the name of a guide to the errors in the block."""
+    try:
+        yield
+    except (FloatingPointError, TypeError, ValueError) as error:
+        error.args = (f"guide '{name}': {error}",)
+        raise
+
+
 @dataclass(frozen=True)
 class _Run:
     """Settings shared by all guides.
@@ -252,12 +263,16 @@ class _Run:
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
         """Trains and evaluates every guide; Ctrl-C during training skips the remaining guides."""
         Program(self.model, *self._few).require_latents()
-        pairs = {name: self._copies(candidate) for name, candidate in guides.items()}
+        pairs = {}
+        for name, candidate in guides.items():
+            with _naming_guide(name):
+                pairs[name] = self._copies(candidate)
         results: dict[str, GuideResult] = {}
         bar = progress_bar(pairs.items(), show=self.options["progress"], desc="guides")
         for place, (name, (model, guide)) in enumerate(bar):
             first = next(iter(results.values()), None)
-            results[name] = self._with_own_checkpoint(place).result(model, guide, first)
+            with _naming_guide(name):
+                results[name] = self._with_own_checkpoint(place).result(model, guide, first)
             if results[name].fit.stopped == "interrupted":
                 break
         return results
