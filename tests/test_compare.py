@@ -580,7 +580,7 @@ def test_an_error_names_its_guide() -> None:
     """Of several, whether it cannot be built or cannot be trained."""
     model = Program()
     fine = pv.GlobalParameters()
-    with pytest.raises(ValueError, match="^guide 'few': LocalParameters has 7 rows"):
+    with pytest.raises(ValueError, match=r"^guide 'few': LocalParameters has 7 rows"):
         small(model, {"fine": fine, "few": pv.LocalParameters(7)})
-    with pytest.raises(FloatingPointError, match="^guide 'steep': the loss is"):
+    with pytest.raises(FloatingPointError, match=r"^guide 'steep': the loss is"):
         small(model, {"fine": fine, "steep": pv.Encoder(Diverging())})
