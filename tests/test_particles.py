@@ -157,3 +157,72 @@ def test_they_train(objective: Any) -> None:
     optimizer = lambda tensors: torch.optim.Adam(tensors, lr=0.05)  # noqa: E731 (one line)
     pv.fit(model, guide, Y, num_epochs=40, objective=loss, optimizer=optimizer, progress=False)
     assert pv.elbo(model, guide, Y, 400).mean.value > start + 0.05
+
+
+DECODED = pv.likelihoods.Gaussian(pv.likelihoods.DecodedSigma())
+OF_ROWS: dict[str, Callable[[], Any]] = {
+    "sigma is decoded": lambda: pv.models.VAE(
+        pv.nets.MLPDecoder(2, 3, (5,), outputs=2), DECODED, latent_dim=2
+    ),
+    "categories": lambda: pv.models.VAE(
+        pv.nets.MLPDecoder(2, 3, (5,), outputs=4), pv.likelihoods.Categorical(4), latent_dim=2
+    ),
+    "covariates": lambda: pv.models.ConditionalVAE(
+        pv.nets.Concatenated(pv.nets.MLPDecoder(3, 3, (5,))),
+        pv.likelihoods.Gaussian(),
+        latent_dim=2,
+        covariates=1,
+    ),
+    "batch norm": lambda: pv.models.VAE(
+        nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3)), pv.likelihoods.Gaussian(), latent_dim=2
+    ),
+    "images": lambda: pv.models.VAE(
+        pv.nets.ConvDecoder(2, (1, 4, 4), (2,)), pv.likelihoods.Gaussian(), latent_dim=2
+    ),
+    "layers": lambda: pv.models.HierarchicalVAE(
+        pv.nets.MLPDecoder(1, 3, (5,)),
+        pv.likelihoods.Gaussian(),
+        latent_dim=1,
+        layers=[pv.nets.MLPDecoder(1, 2, (4,))],
+    ),
+    "states": lambda: pv.models.SequentialVAE(
+        nn.Linear(1, 2), pv.nets.MLPDecoder(1, 1), pv.likelihoods.Gaussian(), latent_dim=1, length=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_decoders_and_likelihoods_of_rows(name: str) -> None:
+    """Particles in a dimension of their own are rows for them: each as if it were alone."""
+    model = OF_ROWS[name]().eval()
+    shape = {"images": (4, 1, 4, 4), "states": (4, 2, 1)}.get(name, (4, 3))
+    y = torch.arange(4.0).repeat(16)[: torch.Size(shape).numel()].view(shape)
+    data: tuple[Tensor, ...] = (y,)
+    if name == "covariates":
+        data += (torch.linspace(-1.0, 1.0, 4)[:, None],)
+    flat = torch.randn(PARTICLES, 4, 2)
+    sites = {"layers": ("z_2", "z_1"), "states": ("z_1", "z_2")}.get(name, ("z",))
+    z = dict(zip(sites, flat.split(2 // len(sites), dim=-1), strict=True))
+
+    def densities(values: dict[str, Tensor]) -> list[Tensor]:
+        program = poutine.condition(model, values)
+        nodes: Any = poutine.trace(program).get_trace(*data).nodes
+        return [nodes[site]["fn"].log_prob(nodes[site]["value"]) for site in (*sites, "y")]
+
+    with pyro.plate("particles", PARTICLES, dim=-2):
+        together = densities(z)
+    for k in range(PARTICLES):
+        alone = densities({site: value[k] for site, value in z.items()})
+        for both, one in zip(together, alone, strict=True):
+            torch.testing.assert_close(both.expand(PARTICLES, 4)[k], one)
+
+
+def test_a_vae_of_the_library_trains_by_vectorized_particles() -> None:
+    """As Pyro's users ask for them, with the networks of this package."""
+    model = pv.models.VAE(pv.nets.MLPDecoder(1, 3, (5,)), pv.likelihoods.Gaussian(), latent_dim=1)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3, hidden=(5,))))
+    start = pv.elbo(model, guide, Y, 400).mean.value
+    loss = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
+    optimizer = lambda tensors: torch.optim.Adam(tensors, lr=0.02)  # noqa: E731 (one line)
+    pv.fit(model, guide, Y, num_epochs=40, objective=loss, optimizer=optimizer, progress=False)
+    assert pv.elbo(model, guide, Y, 400).mean.value > start + 0.05

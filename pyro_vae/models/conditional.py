@@ -1,6 +1,7 @@
 """Conditional models: a normal with parameters from a network, and a VAE of y given x."""
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,6 +46,15 @@ class NormalGiven(nn.Module):
     def forward(self, *given: Tensor) -> Distribution:
         """Returns the normal distribution given the inputs, of event shape `(latents,)`."""
         return self.normal.distribution(self.net(*given)).to_event(1)
+
+
+def given_latents(link: nn.Module, z: Float[Tensor, "*particles rows latents"]) -> Distribution:
+    """Returns the normal distribution given latents, which may be those of several particles."""
+    if z.dim() == 2:
+        return link(z)
+    shape = z.shape[:-1]
+    rows = link(z.flatten(0, len(shape) - 1)).base_dist  # networks take rows
+    return dist.Normal(rows.loc.unflatten(0, shape), rows.scale.unflatten(0, shape)).to_event(1)
 
 
 def as_normal(link: nn.Module) -> NormalGiven:

@@ -15,7 +15,7 @@ from ..programs import PartlyObserved
 from ..randomness import forked_if
 from ..registry import registered
 from .base import Decoded
-from .conditional import as_normal, latents_of
+from .conditional import as_normal, given_latents, latents_of
 from .priors import Prior, StandardNormal, Unfolded
 
 
@@ -149,7 +149,7 @@ class SequentialVAE(Decoded):
         """Samples the states one after another, and returns them as flat vectors."""
         z: list[Tensor] = [pyro.sample("z_1", self.prior())]
         for time in range(2, self.length + 1):
-            z.append(pyro.sample(f"z_{time}", self.transition(z[-1])))
+            z.append(pyro.sample(f"z_{time}", given_latents(self.transition, z[-1])))
         return torch.cat(z, dim=-1)
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:

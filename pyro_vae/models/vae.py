@@ -14,7 +14,7 @@ from ..likelihoods import Likelihood
 from ..registry import registered
 from ..stats.checks import weighted_mean
 from .base import Decoded
-from .conditional import as_normal, latents_of
+from .conditional import as_normal, given_latents, latents_of
 from .priors import MixtureOfNormals, Prior, StandardNormal
 
 
@@ -259,7 +259,7 @@ class HierarchicalVAE(Decoded):
         top, *below = self.names
         z: list[Tensor] = [pyro.sample(top, self.prior())]
         for name, layer in zip(below, self.layers, strict=True):
-            z.append(pyro.sample(name, layer(z[-1])))
+            z.append(pyro.sample(name, given_latents(layer, z[-1])))
         return torch.cat(z, dim=-1)
 
     def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
