@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from torch import Tensor
+from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.guides import ProgramPosterior
@@ -354,11 +354,11 @@ def observes(y: Tensor) -> None:
         (point, r"samples site 'z' from a point mass \(Delta\), which has no density"),
         (
             sampling(lambda y: dist.Normal(y[:, None] / 2, SD).to_event(1)),
-            r"site 'z' has shape \(\) per datum .* samples it with shape \(4, 1\)",
+            r"site 'z' must .* got shape \(4, 1\) for the batch, and in the model \(\) per datum",
         ),
         (
             sampling(lambda y: dist.MultivariateNormal(torch.zeros(len(y), 3), torch.eye(3))),
-            r"site 'z' has shape \(\) per datum .* samples it with shape \(4, 3\)",
+            r"site 'z' must .* got shape \(4, 3\) for the batch, and in the model \(\) per datum",
         ),
         (sampling(lambda y: dist.Poisson(y.exp())), "site 'z' is continuous .* discrete"),
         (sampling(grid), "site 'z' is continuous .* discrete"),
@@ -577,3 +577,23 @@ def test_auxiliary_noise_of_shared_sites_is_left_out() -> None:
     for drawn in draw_globals(Program(hierarchy, Y), guide, (Y,), 2, seed=0):
         expected = posterior.log_prob(drawn.values["b"])
         torch.testing.assert_close(drawn.log_guide, expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("a", r"lacks \['b'\]"), ("abc", "samples site 'c', but the latent sites of the model are")],
+)
+def test_training_refuses_what_evaluation_refuses(names: str, message: str) -> None:
+    """Pyro only warned, and by a site too many the ELBO was above log p(y)."""
+    net = nn.Linear(1, 1)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            for name in names:
+                pyro.sample(name, dist.Normal(net(y[:, None])[:, 0], SD))
+
+    for objective in (None, pv.STL(3)):
+        with pytest.raises(ValueError, match=message):
+            pv.fit(two, guide, Y, objective=objective, num_epochs=1, progress=False)
+    with pytest.raises(ValueError, match=message):
+        pv.elbo(two, guide, Y)

@@ -344,7 +344,7 @@ REMEDIES = {
         lambda: evidence(positive, of_positive(dist.LogNormal(torch.tensor(-0.5), 1.0))),
     ),
     "a value of another shape": Remedy(
-        r"the same plates and event dimensions \(.to_event\) in the guide as in the model",
+        r"use the same `dim` of pyro.plate, and the same \.to_event",
         lambda: evidence(model, at_y(lambda loc: dist.Normal(loc[:, None], SD).to_event(1))),
         lambda: evidence(model, at_y(lambda loc: dist.Normal(loc, SD))),
     ),

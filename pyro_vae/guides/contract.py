@@ -104,9 +104,9 @@ def _check_values(layout: LatentSite, site: TracedSite) -> None:
     shape = tuple(site.value.shape)
     if shape[: layout.axis] + shape[layout.axis + 1 :] != expected:
         raise ValueError(
-            f"latent site '{site.name}' has shape {expected} per datum in the model, but the guide "
-            f"samples it with shape {shape} for the batch: give the site the same plates and event "
-            "dimensions (.to_event) in the guide as in the model"
+            f"latent site '{site.name}' must have the same plates and event dimensions in the "
+            f"guide as in the model; got shape {shape} for the batch, and in the model "
+            f"{expected} per datum: use the same `dim` of pyro.plate, and the same .to_event"
         )
     if site.is_discrete or site.distribution.has_enumerate_support:
         raise ValueError(

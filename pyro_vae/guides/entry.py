@@ -477,6 +477,22 @@ def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batc
     return batch, None
 
 
+def require_sites(program: Program, guide: ProgramLike, batch: Batch) -> None:
+    """Refuses a guide that lacks a latent site of the model, or has one that the model lacks.
+
+    Pyro only warns of such sites, and trains by an ELBO that may be above log p(y).
+
+    Raises:
+        ValueError: If the guide is refused; the message names the site.
+    """
+    if _is_complete(guide):
+        return
+    _, run = _trial_run(program, guide, batch)
+    if run is not None:
+        names = [site.name for site in program.latent_sites]
+        check_sites(program, run, names + [site.name for site in program.global_sites])
+
+
 def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:
     """Refuses, before training, a guide that cannot be used for data outside its training rows.
 

@@ -26,6 +26,7 @@ from ..guides.entry import (
     model_for,
     prepare_training,
     program_of,
+    require_sites,
     row_buffers,
     updated_by_maps,
 )
@@ -99,6 +100,7 @@ class Steps:
         self.needs_all_rows = isinstance(reader, InMemory) and prepare_training(
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
+        require_sites(self.program, guide, reader.batch if isinstance(reader, InMemory) else few)
         self.tensors = self._find_tensors()
         for role, (trained, untrained) in self._parameters().items():
             if untrained and not trained:  # some untrained parameters may be for another guide
