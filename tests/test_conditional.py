@@ -1,5 +1,9 @@
 """The conditional VAE: given covariates it is a linear Gaussian model with moments that follow."""
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,12 +154,30 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot decode z"):
         ConditionalVAE(pv.nets.Concatenated(nn.Linear(5, 3)), gaussian, 2, 4)
     decoder = pv.nets.Concatenated(nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=r"gives 3 latents, but the model has 2"):
+    with pytest.raises(ValueError, match=r"must give 2 latents, .* the model has; got 3"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(4, 3), 1.0))
     with pytest.raises(ValueError, match=r"cannot take tensors of the shapes \[\(2, 4\)\]"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(5, 2), 1.0))
     with pytest.raises(ValueError, match="`covariates` must be the number"):
         ConditionalVAE(decoder, gaussian, 2, 0)
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_a_call_without_its_covariates_is_refused() -> None:
+    """With the call to write, which works; also where they have another shape."""
+    model, (y, x) = linear(given_prior()).float(), tuple(part.float() for part in data())
+    z = torch.zeros(len(x), LATENTS)
+    calls: dict[str, Callable[..., Any]] = {
+        "model(y, x)": lambda *given: model(y, *given),
+        "model.decode(z, x)": lambda *given: model.decode(z, *given),
+        "model.sample(len(x), x)": lambda *given: model.sample(len(x), *given),
+        "model.sample_given(x)": lambda *given: model.sample_given(*given),
+    }
+    for words, call in calls.items():
+        for wrong, found in (((), "got no x"), ((x[:, :1],), "got .*1")):
+            with pytest.raises(ValueError, match=rf"{found}.*{re.escape(words)}"):
+                call(*wrong)
+        call(x)
 
 
 def test_arguments_make_the_same() -> None:

@@ -340,6 +340,8 @@ def test_what_is_refused() -> None:
         LinearGaussian(1, 3).fit_em(torch.cat([y[:, :2], y[:, 2:] * torch.nan], dim=1))
     with pytest.raises(ValueError, match=r"3 features; got shape \(10, 2\)"):
         LinearGaussian(1, 3).fit_em(y[:, :2])
+    with pytest.raises(ValueError, match="`max_steps` must be a whole number of at least 1"):
+        LinearGaussian(1, 3).fit_em(y, max_steps=0)
     with pytest.raises(ValueError, match="`floor`, the smallest sigma"):
         Diagonal(0.0)
     with pytest.raises(ValueError, match="`features` must be a whole number"):

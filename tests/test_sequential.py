@@ -251,6 +251,9 @@ def test_padded() -> None:
     assert padded(series, 6).shape == (2, 6, 3)
     counts = padded([part.long() for part in series])
     torch.testing.assert_close(counts, whole.to(counts), equal_nan=True)
+    third = torch.full((1, 3), 1 / 3, dtype=torch.float64)
+    for start in (torch.ones(2, 3), torch.ones(2, 3, dtype=torch.int64)):
+        assert torch.equal(padded([start, third])[1, :1], third)
     with pytest.raises(ValueError, match=r"at most length=3 time steps; got .* \[\(2, 3\), \(4"):
         padded(series, 3)
     with pytest.raises(ValueError, match="the same number of features"):

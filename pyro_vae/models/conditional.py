@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._arguments import shown
 from .._types import Batch, Distribution
 from ..formatting import count_of
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma, Likelihood
@@ -161,10 +162,20 @@ class ConditionalVAE(Decoded):
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
         """Samples the site z, and returns its values."""
-        return pyro.sample("z", self.prior(given[0]))
+        return pyro.sample("z", self.prior(self._covariates(given)))
 
     def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.decoder(z, given[0]), given[1:]
+        return self.decoder(z, self._covariates(given)), given[1:]
+
+    def _covariates(self, given: tuple[Tensor, ...]) -> Tensor:
+        """Returns x, which is the first of the further tensors; refuses a call without it."""
+        if not given or given[0].shape[1:] != (self.covariates,):
+            raise ValueError(
+                f"the covariates x must have shape (rows, {self.covariates}); got "
+                f"{shown(given[0]) if given else 'no x'}: call model(y, x), model.decode(z, x), "
+                "model.sample(len(x), x) or model.sample_given(x)"
+            )
+        return given[0]
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
         """Sets the scales of a decoder's covariates and outputs, and of learned noise, from rows.
@@ -173,7 +184,7 @@ class ConditionalVAE(Decoded):
         scale, or if the decoder was trained or loaded.
         """
         z = self.zero.new_zeros(len(y), self.latent_dim)
-        start_inputs(self.decoder, lambda: self.decoder(z, given[0]))
+        start_inputs(self.decoder, lambda: self.decoder(z, self._covariates(given)))
         super().start_from(y, *given)
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
@@ -194,7 +205,7 @@ class ConditionalVAE(Decoded):
         Returns:
             `(num_samples, rows, *datum)`.
         """
-        rows = len(given[0])
+        rows = len(self._covariates(given))
         many = [part.expand(num_samples, *part.shape).flatten(0, 1) for part in given]
         draws = self.sample(num_samples * rows, *many, seed=seed)
         return draws.unflatten(0, (num_samples, rows))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from .._annotations import COUNT
 from .._types import Distribution
 from .._warnings import warn
 from ..data.checks import check_batch
@@ -209,7 +210,7 @@ class LinearGaussian(Generative):
         y: Float[Tensor, "data features"],
         *,
         tolerance: float = 1e-9,
-        max_steps: int = 10_000,
+        max_steps: Annotated[int, COUNT] = 10_000,
     ) -> em.EMFit:
         """Sets the parameters to a maximum of the likelihood, by accelerated EM.
 

@@ -1,6 +1,7 @@
 """State-space models of time series, as variational autoencoders."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import pyro
 import torch
@@ -25,8 +26,8 @@ def padded(
     """Pads series of different lengths into one tensor, with nan after their ends.
 
     Arguments:
-        series: The series, each `(times, *features)`. Integers become floating-point numbers,
-            because no integer is nan.
+        series: The series, each `(times, *features)`. The result has the highest precision among
+            them. Integers become floating-point numbers, because no integer is nan.
         length: Number of time steps of the result; by default that of the longest series.
 
     Raises:
@@ -47,8 +48,9 @@ def padded(
             f"most length={count_of(length, 'time step')}; got {len(shapes)} series of shapes "
             f"{shapes[:5]} (at most 5 shown)"
         )
-    first = series[0] if series[0].is_floating_point() else series[0].to(torch.get_default_dtype())
-    whole = first.new_full((len(series), length, *shapes[0][1:]), torch.nan)
+    dtype = reduce(torch.promote_types, (part.dtype for part in series))
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan, dtype=dtype)
     for row, part in zip(whole, series, strict=True):
         row[: len(part)] = part
     return whole
