@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 
 import torch
 
@@ -31,6 +31,7 @@ from .options import (
     SampleChoice,
     add,
     made,
+    options_of,
     show,
 )
 from .questions import (
@@ -56,7 +57,7 @@ with a learned sigma per column. In a table with column names, each column gets 
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str, str]] = {
     "describe": (
         describe_data,
-        (DataChoice, Run),
+        (DataChoice,),
         "show how each column of a file is interpreted, and why",
         f"""{_DATA}
 
@@ -67,7 +68,7 @@ examples:
     ),
     "compare": (
         compare_guides,
-        (DataChoice, ModelChoice, CompareChoice, Run),
+        (DataChoice, ModelChoice, CompareChoice),
         "train under several guides and compare the guides",
         f"""{_DATA}
 
@@ -81,7 +82,7 @@ examples:
     ),
     "fit": (
         fit_guide,
-        (DataChoice, ModelChoice, FitChoice, Run),
+        (DataChoice, ModelChoice, FitChoice),
         "train a model under one guide, and save model and guide",
         f"""{_DATA}
 
@@ -93,7 +94,7 @@ examples:
     ),
     "evaluate": (
         evaluate_saved,
-        (Question, EvaluateChoice, Run),
+        (Question, EvaluateChoice),
         "estimate log p(y) of data under a saved model",
         """\
 examples:
@@ -103,7 +104,7 @@ examples:
     ),
     "embed": (
         embed_rows,
-        (Question, EmbedChoice, Run),
+        (Question, EmbedChoice),
         "compute the position of each row in latent space",
         """\
 examples:
@@ -113,7 +114,7 @@ examples:
     ),
     "impute": (
         impute_rows,
-        (Question, ImputeChoice, Run),
+        (Question, ImputeChoice),
         "fill in missing entries, with intervals",
         """\
 examples:
@@ -123,7 +124,7 @@ examples:
     ),
     "outliers": (
         find_outliers,
-        (Question, OutliersChoice, Run),
+        (Question, OutliersChoice),
         "find rows that are unusual under the model, with p-values",
         """\
 p is the share of simulated data whose density is at most that of the row. The data are simulated
@@ -137,7 +138,7 @@ examples:
     ),
     "explain": (
         explain_latents,
-        (Question, ExplainChoice, Run),
+        (Question, ExplainChoice),
         "show which latents affect which columns",
         """\
 examples:
@@ -147,7 +148,7 @@ examples:
     ),
     "report": (
         write_report,
-        (Question, ReportChoice, Run),
+        (Question, ReportChoice),
         "write all results on one page, the most important first",
         """\
 examples:
@@ -157,7 +158,7 @@ examples:
     ),
     "sample": (
         sample_saved,
-        (SampleChoice, Run),
+        (SampleChoice,),
         "draw new data from a saved model",
         """\
 examples:
@@ -165,7 +166,7 @@ examples:
 """,
     ),
 }
-"""Commands by name: each has a function, groups of options, and help texts."""
+"""Commands by name: each has a function, groups of options besides `Run`, and help texts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         torch.set_num_threads(options.threads)
         with _plain_errors():
-            act(*(made(group, options) for group in groups), shlex.join(["pyro-vae", *given]))
+            run = replace(made(Run, options), typed=shlex.join(["pyro-vae", *given]))
+            act(*(made(group, options) for group in groups), run)
     finally:
         torch.set_num_threads(before)
 
@@ -204,9 +206,9 @@ def parser() -> argparse.ArgumentParser:
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        for group in groups:
+        for group in (*groups, Run):
             titled = command.add_argument_group(group.__doc__)
-            for entry in fields(group):
+            for entry in options_of(group):
                 add(titled, entry)
     return top
 

@@ -363,6 +363,8 @@ class Run:
         type=_threads,
     )
 
+    typed: str = ""  # the whole command line, which is kept with results; not an option
+
     @property
     def progress(self) -> bool | None:
         """Returns False if --quiet is given; otherwise None: progress bars on terminals only."""
@@ -511,6 +513,11 @@ class SampleChoice:
     )
 
 
+def options_of(group: type) -> "list[Field[Any]]":
+    """Returns the fields of a group that define options; other fields have no metadata."""
+    return [entry for entry in fields(group) if entry.metadata]
+
+
 def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
     """Adds the option that a dataclass field defines to a group of options of a parser."""
     how = dict(entry.metadata)
@@ -523,6 +530,5 @@ def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
 
 
 def made(group: type[Options], options: argparse.Namespace) -> Options:
-    """Makes a group of options from the parsed arguments."""
-    names = [entry.name for entry in fields(group)]  # type: ignore[arg-type]
-    return group(**{name: getattr(options, name) for name in names})
+    """Builds a group of options from the parsed arguments."""
+    return group(**{entry.name: getattr(options, entry.name) for entry in options_of(group)})

@@ -187,7 +187,7 @@ def _rows_to_use(
     return places, title, 0
 
 
-def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
+def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run) -> None:
     """Evaluates log p(y) of each datum under a saved model, in nats, in the data's own units."""
     if choice.out is not None:
         check_out(choice.out / "log_p.csv", question=question)
@@ -212,7 +212,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
         write_beside(chosen.names, choice.out / "log_p.csv", found.as_columns(), run)
 
 
-def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
+def embed_rows(question: Question, choice: EmbedChoice, run: Run) -> None:
     """Writes the posterior mean of every row, with a column for each latent."""
     optional("pandas", needed_for="pyro-vae embed")
     check_out(choice.out, question=question)
@@ -224,7 +224,7 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
     write_beside(chosen.names, choice.out, {name: frame[name].tolist() for name in frame}, run)
 
 
-def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
+def impute_rows(question: Question, choice: ImputeChoice, run: Run) -> None:
     """Writes the table with missing entries filled in, and an interval for each such entry."""
     optional("pandas", needed_for="pyro-vae impute")
     entries_out = choice.out.with_stem(f"{choice.out.stem}_entries")
@@ -256,7 +256,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     write_beside(which, entries_out, columns, run)
 
 
-def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
+def find_outliers(question: Question, choice: OutliersChoice, run: Run) -> None:
     """Writes a p-value for each row, which compares the row with data simulated from the model."""
     check_out(choice.out, question=question)
     control = FalseDiscoveries(choice.false_discoveries)
@@ -281,7 +281,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
     write_beside(chosen.names, choice.out, columns, run)
 
 
-def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
+def explain_latents(question: Question, choice: ExplainChoice, run: Run) -> None:
     """Prints which latents affect which columns, and writes a file or a figure on request."""
     if choice.out is not None:
         check_out(choice.out, (".csv", ".parquet", ".png"), question=question)
@@ -299,19 +299,17 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
         write(choice.out, {name: frame[name].tolist() for name in frame}, run)
 
 
-def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
+def write_report(question: Question, choice: ReportChoice, run: Run) -> None:
     """Writes a page on a saved model and some rows: the results, and how far to trust these."""
     check_out(choice.out, (".html",), question=question)
     chosen = selection_of(question, run)
-    page = _page(chosen, question, choice, run, command)
+    page = _page(chosen, question, choice, run)
     with whole_file(choice.out) as new:
         new.write_text(page.html(), encoding="utf-8")
     run.say(f"wrote {choice.out}")
 
 
-def _page(
-    chosen: Selection, question: Question, choice: ReportChoice, run: Run, command: str
-) -> Report:
+def _page(chosen: Selection, question: Question, choice: ReportChoice, run: Run) -> Report:
     """Computes the report on the chosen rows."""
     notes = storage.read_about(question.folder)
     subject = Subject(
@@ -324,7 +322,7 @@ def _page(
         ranging=_ranging(chosen, question).rows,
         training=str(notes.get("converged", "")),
         facts={"data": str(notes.get("data set", ""))},
-        commands=[str(notes.get("command", "")), command],
+        commands=[str(notes.get("command", "")), run.typed],
     )
     how: dict[str, Any] = {"seed": run.seed, "progress": run.progress}
     return report_of(subject, choice.samples, choice.reference, **how)
@@ -341,7 +339,7 @@ def _ranging(chosen: Selection, question: Question) -> Selection:
         return chosen
 
 
-def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
+def sample_saved(choice: SampleChoice, run: Run) -> None:
     """Writes draws from p(y) of a saved model, in the data's own units, names and categories."""
     if choice.out is not None:
         require_file_place(choice.out)

@@ -20,7 +20,7 @@ from ..training import fit
 from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run, show
 
 
-def describe_data(which: DataChoice, run: Run, command: str) -> None:
+def describe_data(which: DataChoice, run: Run) -> None:
     """Prints how each column of a file is interpreted, and why."""
     frame = None
     if which.data not in SETS and not which.is_grey:
@@ -32,9 +32,7 @@ def describe_data(which: DataChoice, run: Run, command: str) -> None:
     show(describe(frame, which.declared, shared=shared_kinds(frame)))
 
 
-def compare_guides(
-    which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run, command: str
-) -> None:
+def compare_guides(which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run) -> None:
     """Trains a model under each guide, then all guides again with the first guide's model fixed."""
     if choice.out is not None:
         require_place(choice.out)
@@ -50,7 +48,7 @@ def compare_guides(
         "labels": dataset.test_labels,
         "image_shape": dataset.image_shape,
         "log_scale": dataset.log_scales,
-        "about": {**_notes(which, how, run, command, dataset), **saved_beside(dataset)},
+        "about": {**_notes(which, how, run, dataset), **saved_beside(dataset)},
         "progress": run.progress,
         **how.fitting(dataset, run.seed),
     }
@@ -71,15 +69,13 @@ def compare_guides(
         _end_interrupted("training was interrupted, so guides may be missing", how)
 
 
-def fit_guide(
-    which: DataChoice, how: ModelChoice, choice: FitChoice, run: Run, command: str
-) -> None:
+def fit_guide(which: DataChoice, how: ModelChoice, choice: FitChoice, run: Run) -> None:
     """Trains a model under one guide and saves both."""
     if choice.out is not None:
         require_place_for_model(choice.out)
         how.require_apart(choice.out)
     dataset, architecture = how.load(which, run.seed)
-    notes = require_notes(_notes(which, how, run, command, dataset))  # refused before training
+    notes = require_notes(_notes(which, how, run, dataset))  # refused before training
     run.say(dataset.describe())
     vae = TableVAE.of(dataset, architecture, guide=choice.guide)
     train, _ = parts_of(dataset)
@@ -107,12 +103,10 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
     raise KeyboardInterrupt
 
 
-def _notes(
-    which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
-) -> dict[str, Any]:
+def _notes(which: DataChoice, how: ModelChoice, run: Run, dataset: Dataset) -> dict[str, Any]:
     """Returns notes to save with a model, with all settings needed to preprocess new data."""
     return {
-        "command": command,
+        "command": run.typed,
         "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},
         "data set": dataset.describe(),
         "model": {
