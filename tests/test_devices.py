@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.guides.posteriors import SitesPosterior
+from pyro_vae.likelihoods.codes import Codes
 from pyro_vae.programs import Program
 from pyro_vae.results import Result, combined
 
@@ -339,6 +340,31 @@ def test_tables_are_read_on_the_processor() -> None:
     assert int(seen.sum()) == len(data.train)
     assert bool(value.isfinite().all())
     assert encoded.tolist() == [[0.0, -0.5]] * 3
+
+
+def test_refusals_and_the_mean_of_codes_put_their_numbers_somewhere() -> None:
+    """The loss that stands for one that was refused, and what stands for a missing mean."""
+
+    def heavy(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", pyro.distributions.Normal(y.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("y", pyro.distributions.Cauchy(z, 1.0).to_event(1), obs=y)
+
+    y = torch.randn(DATA, 1)
+    prior = pv.Guide(heavy, pv.GlobalParameters(), example=y)
+    codes = Codes(torch.tensor([[0.1, 0.2, 0.7]]).log())
+    model, guide = vae()
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(torch.nan)
+    with torch.device("meta"):
+        assert codes.mean.item() == pytest.approx(1.6)
+        with pytest.raises(ValueError, match="site 'y' has no mean"):
+            pv.queries.reconstruct(heavy, prior, y)
+        with pytest.raises(FloatingPointError, match="the loss is nan"):
+            pv.fit(
+                model, guide, y.expand(DATA, FEATURES), num_epochs=1, progress=False,
+                compile=False,
+            )  # fmt: skip
 
 
 def test_units_of_rows_are_used_where_the_densities_are(

@@ -12,6 +12,8 @@ as large, too. Along a direction in which all :math:`L` latents grow, the power 
 :math:`L - 1` than that of each latent's density.
 """
 
+import math
+
 import pyro
 import torch
 from jaxtyping import Float
@@ -53,7 +55,7 @@ def tail_powers(
     except (ValueError, RuntimeError):
         return torch.full_like(mean, torch.inf)
     near, far = found.chunk(2)
-    power = (near - far) / torch.tensor(_FAR / _NEAR).log().item()
+    power = (near - far) / math.log(_FAR / _NEAR)
     power = power.where(near > -torch.inf, torch.inf).nan_to_num(torch.inf, torch.inf)
     alone = power[: 2 * latents].unflatten(0, (2, latents)).amin(dim=0)
     together = power[2 * latents :].amin(dim=0) - (latents - 1)

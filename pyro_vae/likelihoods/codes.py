@@ -26,7 +26,8 @@ class Codes(Features):
     def mean(self) -> Tensor:
         """Returns the mean of the codes, which is meaningful only for ordered categories."""
         probabilities = self.parameters[0].exp()
-        return probabilities @ torch.arange(probabilities.shape[-1]).to(probabilities)
+        codes = torch.arange(probabilities.shape[-1], device=probabilities.device)
+        return probabilities @ codes.to(probabilities)
 
     @property
     def mode(self) -> Tensor:

@@ -145,7 +145,7 @@ def _mean(site: TracedSite) -> Tensor:
     try:
         mean: Tensor = site.distribution.mean
     except NotImplementedError:
-        mean = torch.full((1,), math.nan)
+        mean = torch.full((1,), math.nan, device=site.value.device)
     if bool(mean.isnan().any()):
         raise ValueError(
             f"the distribution {type(site.distribution).__name__} of site '{site.name}' has no "

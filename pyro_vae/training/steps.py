@@ -336,7 +336,8 @@ class Steps:
             with own_messages():
                 progress = self._progress(batch)
         except ValueError as error:  # a distribution refused parameters that are nan
-            progress, refused = Progress(torch.tensor(torch.nan), torch.tensor(torch.nan)), error
+            unknown = torch.tensor(torch.nan, device="cpu")
+            progress, refused = Progress(unknown, unknown), error
         if bool(torch.isfinite(progress.loss + progress.elbo)):
             return progress.of_one(self.num_data)
         restore_streams(draws)  # to run the programs once more with the same draws
