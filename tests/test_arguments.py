@@ -192,7 +192,9 @@ def test_types_and_values_are_told_apart() -> None:
 
 def test_a_constructor_speaks_first() -> None:
     """What a class says of a number out of range is more than what its name says."""
-    with pytest.raises(ValueError, match=r"for no correlations use DiagonalNormal\(\)"):
+    with pytest.raises(
+        ValueError, match=r"for a family without correlations use DiagonalNormal\(\)"
+    ):
         pv.LowRankNormal(0)
     with pytest.raises(TypeError, match="`rank` must be a whole number"):
         pv.LowRankNormal("2")  # type: ignore[arg-type]

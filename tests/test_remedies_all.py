@@ -47,7 +47,7 @@ ELSEWHERE = {
     "or use a distribution with their support": "test_programs_refused: data off the support",
     "from a normal on the whole real line": "test_edges: angles under a pv.Guide",
     "{SAME_VALUES}": "test_enumeration: the same categories for every datum",
-    "none can be predicted alone": "test_leave_one_out: predictive_check and marginal",
+    "is not a product over features": "test_leave_one_out: predictive_check and marginal",
     "_UNLIKE.format": "test_training_programs: a guide in other plates",
 }
 

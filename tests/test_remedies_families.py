@@ -203,7 +203,7 @@ FAMILIES = {
         ),
     ),
     "no rank": Remedy(
-        r"for no correlations use DiagonalNormal\(\)",
+        r"for a family without correlations use DiagonalNormal\(\)",
         lambda: pv.LowRankNormal(0),
         lambda: fitted(pv.DiagonalNormal()),
     ),

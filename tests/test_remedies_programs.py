@@ -263,7 +263,7 @@ REMEDIES = {
         ),
     ),
     "rounded draws": Remedy(
-        r"must not be latent under RelaxedBernoulliStraightThrough, .* use RelaxedBernoulli",
+        r"must not be RelaxedBernoulliStraightThrough, .* use RelaxedBernoulli",
         lambda: evidence(tossing(dist.RelaxedBernoulliStraightThrough), tossing_guide),
         lambda: evidence(tossing(dist.RelaxedBernoulli), tossing_guide),
     ),

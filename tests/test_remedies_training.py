@@ -163,7 +163,7 @@ REMEDIES = {
         lambda: fitted(model, by_index, objective=pv.IWAE(3)),
     ),
     "Pyro's JIT": Remedy(
-        r"JIT cannot trace LocalParameters.* Trace_ELBO\(\) for JitTrace_ELBO\(\)",
+        r"JIT cannot trace LocalParameters.* Trace_ELBO\(\) instead of JitTrace_ELBO\(\)",
         lambda: stepped(JitTrace_ELBO()),
         lambda: stepped(Trace_ELBO()),
     ),

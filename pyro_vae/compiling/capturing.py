@@ -131,10 +131,9 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _called_as_recorded() -> Iterator[None]:
-    """Lets code that is compiled inside the block call oneDNN where the graph has its product.
+    """Inside the block, oneDNN's matrix products in a graph are compiled to calls of oneDNN.
 
-    The compiler's own translation of oneDNN's product is disabled, since it requires constant
-    weights.
+    The compiler would otherwise translate these products in a way that requires constant weights.
     """
     from torch._inductor.lowering import lowerings
 

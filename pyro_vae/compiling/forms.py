@@ -78,7 +78,7 @@ def _mm(left: Tensor, right: Tensor) -> Any:
 
 
 def onednn_product() -> Any:
-    """Returns torch's operation for a linear layer by oneDNN, which some builds of torch lack."""
+    """Returns torch's operation for oneDNN's linear layer; some builds of torch do not have it."""
     return torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
 
 

@@ -75,7 +75,8 @@ class Cost(NamedTuple):
         Arguments:
             rows: Number of rows in a call.
             calls: Number of further calls.
-            lost: Seconds that eager calls have lost so far; as many are expected to follow.
+            lost: Seconds that compiled code would have saved in the eager calls so far. Further
+                calls are expected to lose as many seconds again.
         """
         return lost + self.seconds_saved(rows, calls) > _COMPILING * self.operations
 
@@ -89,7 +90,7 @@ class _Kept:
         graphs: The graphs.
         refused: Why there is no graph.
         costs: Costs of eager calls.
-        lost: Seconds that eager calls have lost.
+        lost: Seconds that compiled code would have saved in the eager calls so far.
         tensors: Parameters and buffers of the model's modules, by the name of the method.
         disagreements: How often a graph disagreed with the program.
     """

@@ -82,7 +82,7 @@ class Values(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Number of steps taken in one call, the sums so far, and the last step's ELBO per datum."""
+    """Steps taken in one call, sums of ELBO and loss so far, and the last step's ELBO per datum."""
 
     steps: int
     total: Values
@@ -261,11 +261,11 @@ class Loop:
 
 
 def _condition(*inputs: Tensor) -> Tensor:
-    """Whether the loop goes on: a step is left, and the last step's numbers were finite."""
+    """Whether the loop goes on: steps are left to take, and all numbers so far are finite."""
     taken, report, count = inputs[0], inputs[1], inputs[_CHANGED]
     return (taken < count) & (report[0] > 0)
 
 
 def _are_equal(now: Tensor, before: Tensor) -> bool:
-    """Whether two tensors are equal in all entries of `now` that are not nan."""
+    """Whether `now` equals `before` in every entry in which `now` is not nan."""
     return bool(((now == before) | now.isnan()).all())

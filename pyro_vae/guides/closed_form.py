@@ -135,7 +135,7 @@ def _quadratics(program: Program, batch: Batch, rows: Tensor | None = None) -> I
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision from the model's `exact_posterior`; `None` without this method."""
+    """Mean and precision from the model's `exact_posterior`; `None` if the model lacks it."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None

@@ -99,7 +99,7 @@ def _check_site(program: Program, site: TracedSite) -> None:
 
 
 def _check_values(layout: LatentSite, site: TracedSite) -> None:
-    """Refuses a continuous site with another shape in the guide, or with discrete values there."""
+    """Refuses a guide that draws a continuous latent site with a wrong shape or discrete values."""
     expected = tuple(layout.transform.forward_shape(layout.inner_shape))
     shape = tuple(site.value.shape)
     if shape[: layout.axis] + shape[layout.axis + 1 :] != expected:

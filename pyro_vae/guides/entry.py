@@ -189,10 +189,10 @@ def shared_only(guide: ProgramLike) -> ProgramLike:
 def for_any_rows(
     guide: ProgramLike | None, given: Mapping[str, Tensor] | None
 ) -> tuple[ProgramLike | None, Mapping[str, Tensor] | None]:
-    """Returns a guide that can be called with any rows, and values of the global sites.
+    """Returns two things: a guide that takes any rows, and the values of the global sites.
 
-    A `Guide` that is tied to rows is replaced by `None`, and its global sites have their mean
-    values. Other guides, and values that are given, are returned unchanged.
+    A `Guide` that is tied to rows is replaced by `None`; the values are then `given` or, by
+    default, the means under this guide. Any other guide is returned unchanged, and so is `given`.
     """
     if not isinstance(guide, Guide) or not is_tied_to_rows(guide):
         return guide, given
@@ -269,7 +269,7 @@ def given_globals(
 def _mean_globals(
     program: Program, guide: ProgramLike, batch: Batch
 ) -> tuple[dict[str, Tensor], str]:
-    """Means of the global sites, and what they are in words."""
+    """Values of the global sites at their posterior mean, and text that describes these values."""
     if isinstance(guide, WithGlobals):
         return guide.global_values(), _MEAN
     if isinstance(guide, AutoGuide):
@@ -283,7 +283,10 @@ def _mean_globals(
 
 
 def _known_means(program: Program, guide: ProgramLike, rows: Batch) -> dict[str, Tensor] | None:
-    """Means of the q of global sites; `None` unless all are known, real and independent."""
+    """Means of q for the global sites, if q has known means.
+
+    `None` if a mean is unknown, if a site is not real-valued, or if q makes the sites dependent.
+    """
     if not all(site.is_real for site in program.global_sites):
         return None
     sites = _independent(program, guide, rows)
@@ -335,9 +338,10 @@ def _independent(program: Program, guide: ProgramLike, rows: Batch) -> dict[str,
 
 
 def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Batch:
-    """Returns a few rows if these give the global sites the same q as many rows.
+    """Returns the rows on which to run a guide for its q of the global sites.
 
-    Otherwise, q of the global sites depends on the data, and the whole batch is returned.
+    These are a few rows if q is the same on a larger part of the batch. Otherwise q depends on the
+    data, and the whole batch is returned.
     """
     few, _ = _trial_run(program, guide, batch)
     if len(few[0]) == len(batch[0]):

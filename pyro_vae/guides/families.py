@@ -188,7 +188,7 @@ class FactoredNormal(dist.MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of any value; computed from the stored noise for the last draws."""
+        """Log density of any value; for the last draws it is computed from their stored noise."""
         if self._drawn is None or value is not self._drawn[0]:
             return super().log_prob(value)
         noise = self._drawn[1]
@@ -271,10 +271,10 @@ class LowRankNormal:
 
     Here :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
     columns. The term with :math:`c = 10^{-3}` keeps the covariance regular: without it a fit can
-    end at a singular covariance (a Heywood case). The density of such a q cannot be computed, and
-    draws from such a q are useless as proposals. The parameters of the family are
-    :math:`(\mu, \log \sigma, W)`, with :math:`W` row by row. These are 2 + rank numbers per latent,
-    so their number grows linearly with the number of latents.
+    end at a singular covariance (a Heywood case), for which q has no density, and draws from q are
+    useless as proposals. The parameters of the family are :math:`(\mu, \log \sigma, W)`, with
+    :math:`W` row by row. These are 2 + rank numbers per latent, so their number grows linearly with
+    the number of latents.
 
     Arguments:
         rank: Number of columns of :math:`W`. It may exceed the number of latents, so that one
@@ -301,8 +301,8 @@ class LowRankNormal:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(
-                f"`rank` must be at least 1; got {self.rank}: for no correlations use "
-                "DiagonalNormal()"
+                f"`rank` must be at least 1; got {self.rank}: for a family without "
+                "correlations use DiagonalNormal()"
             )
 
     def num_parameters(self, latent_dim: Latents) -> int:

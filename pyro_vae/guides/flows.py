@@ -8,9 +8,9 @@ the change of variables
     - \sum_t \log |\det J_{f_t}|, \qquad \epsilon = f^{-1}((z - \mu) / \sigma; c)
 
 The nets inside :math:`f` belong to the family, and are shared by all data. Each datum has its own
-:math:`(\mu, \log \sigma, c)`: the nets see the context :math:`c` beside :math:`\epsilon`, so the
-flow has a different shape for every datum. Every layer has a computable inverse, so that the
-density can be computed at any point, not only at the flow's own draws.
+:math:`(\mu, \log \sigma, c)`: the nets take :math:`c`, the context, as a further input, so the flow
+has a different shape for every datum. Every layer has a computable inverse, so that the density can
+be computed at any point, not only at the flow's own draws.
 
 In an autoregressive or coupling layer, an entry depends on earlier entries only. Every second layer
 therefore receives the entries in reverse order, so that each entry can depend on all others.
@@ -409,7 +409,10 @@ def _set_slopes_to_one(last: nn.Module, bins: int) -> None:
 
 
 def _spline_sizes(bins: int) -> list[int]:
-    """Numbers of a spline's parameters: widths, heights, slopes at inner knots, division points."""
+    """How many parameters of each kind a spline has.
+
+    The kinds are widths, heights, slopes at inner knots, and division points, in this order.
+    """
     return [bins, bins, bins - 1, bins]
 
 

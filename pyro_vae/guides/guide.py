@@ -208,12 +208,12 @@ class Guide(NamedModule):
                 self._sample_sites(posterior, plates)
 
     def _refuse_tracing(self) -> None:
-        """Refuses Pyro's JIT for a map that computes from the model, or selects rows of a table."""
+        """Refuses Pyro's JIT for a map that uses the model, or selects rows of a table."""
         if torch.jit.is_tracing() and (self.map.per_row or self._uses_model):  # type: ignore[attr-defined]
             raise ValueError(
-                f"Pyro's JIT cannot trace {type(self.map).__name__}, which finds the parameters "
-                "of the rows anew in every call: use the objective without Jit, such as "
-                "Trace_ELBO() for JitTrace_ELBO()"
+                f"Pyro's JIT cannot trace {type(self.map).__name__}, which selects or "
+                "computes the parameters of the rows anew in every call: use the objective without "
+                "Jit in its name, such as Trace_ELBO() instead of JitTrace_ELBO()"
             )
 
     @property
@@ -447,7 +447,10 @@ class Guide(NamedModule):
         return guide
 
     def _start(self, batch: Batch, given: Mapping[str, Tensor] | None) -> Tensor:
-        """Parameters at which `fit_rows` starts: the map's output, or the prior's for a table."""
+        """Parameters at which `fit_rows` starts: the map's output if the map takes any rows.
+
+        If the map is tied to rows, the fit starts at parameters for which q is close to the prior.
+        """
         if not self.map.per_row:
             return self._evaluated(batch, given).parameters
         return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)

@@ -102,7 +102,10 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether draws are functions of normals, so that one key per datum can seed them."""
+        """Whether a datum's draws can be seeded by its key.
+
+        This is so if the draws are functions of standard normal noise.
+        """
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
@@ -227,7 +230,7 @@ def rows_of(q: Distribution, rows: Tensor, dim: int) -> Distribution:
 
 
 def _mean_of_base(q: Distribution) -> Tensor:
-    """Returns the mean of the innermost base distribution, which has the dtype of the draws."""
+    """Mean of the innermost base distribution: a tensor with the dtype and device of the draws."""
     inside = _inside(q)
     return q.mean if inside is None else _mean_of_base(inside)
 
@@ -306,7 +309,11 @@ class ProgramPosterior(Posterior):
         return SitesPosterior(self.program, {latent.name: distribution}, dim)
 
     def is_keyed(self) -> bool:
-        """Whether the guide has one site, whose draws are functions of normals seeded by keys."""
+        """Whether a datum's draws can be seeded by its key.
+
+        The guide must have a single real-valued site, and draw it by a known transformation of
+        standard normal noise.
+        """
         if self.only is None:
             return False
         (q,) = self.only.sites.values()

@@ -133,7 +133,10 @@ class Refined(InferenceMap):
         return self.map.owns(leaf)
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """Returns a term of value zero whose gradient trains the inner map; `None` without one."""
+        """Returns a term of value zero whose gradient trains the inner map.
+
+        `None` if neither this map nor the inner map had such a term in the last call.
+        """
         terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
         self._surrogate = None
         return sum(terms[1:], terms[0]) if terms else None
@@ -176,7 +179,7 @@ class Refined(InferenceMap):
         return torch.cat(refined)
 
     def _inner_output(self, program: Program, batch: Batch, rows: Tensor | None) -> Tensor:
-        """Returns the inner map's output; refuses an output of another size than the family's."""
+        """Returns the inner map's output; refuses an output whose size does not fit the family."""
         start = self.map.infer(program, batch, rows)
         if start.shape[-1] != self.num_parameters:
             raise ValueError(

@@ -1,7 +1,8 @@
 r"""The posterior of global latent sites.
 
-A program with global sites :math:`\beta` beside the local :math:`z_n` has the guide :math:`q(\beta)
-\prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` among :math:`N` rows is
+For a program with global sites :math:`\beta` and local sites :math:`z_n`, the guide is
+:math:`q(\beta) \prod_n q(z_n \mid \lambda_n)`. The ELBO, estimated from a batch of :math:`B` of the
+:math:`N` rows, is
 
 .. math:: \frac{N}{B} \sum_b \mathbb{E}_q \left[\log \frac{p(y_b, z_b \mid \beta)}{q(z_b)}\right]
     - \mathrm{KL}(q(\beta) \,\|\, p(\beta))

@@ -71,7 +71,10 @@ class Plates:
 
 
 def has_particles(ahead: Sequence[int]) -> bool:
-    """Whether dimensions left of the program's own, of sizes `ahead`, hold several particles."""
+    """Whether a guide is run for several particles at once.
+
+    These take the dimensions left of the program's own; `ahead` are the sizes of these dimensions.
+    """
     return math.prod(ahead) > 1
 
 
@@ -81,8 +84,9 @@ def ahead_of_plates(x: Tensor, ahead: Sequence[int], num_dims: int) -> Tensor:
     Arguments:
         x: A tensor of shape `(particles, *own)`.
         ahead: Sizes of the dimensions left of the program's; their product is `particles`.
-        num_dims: Number of the program's dimensions. If `own` has fewer, dimensions of size one are
-            added on its left; if `own` has more, it replaces trailing ones of `ahead`.
+        num_dims: Number of the program's dimensions. If `own` has fewer, dimensions of size 1 are
+            added on its left. If `own` has more, they take the place of dimensions of size 1 at the
+            end of `ahead`.
 
     Example:
         >>> import torch

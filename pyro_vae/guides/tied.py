@@ -166,7 +166,7 @@ def _moments(program: Program, guide: AutoGuide) -> dict[str, tuple[Tensor, Tens
     if lacking:
         raise ValueError(
             f"the guide must sample every latent site of the model, but this {name} lacks "
-            f"{lacking}: make it of the whole model, as in {name}(model)"
+            f"{lacking}: build it from the whole model, as in {name}(model)"
         )
     for site in sites:
         supports = (trace.nodes[site.name]["fn"].support, site.support)
@@ -230,14 +230,17 @@ def _require_same_sites(one: "_Call", other: "_Call") -> None:
     if set(one.log_probs) != set(other.log_probs):
         raise ValueError(
             f"the guide samples the sites {list(one.log_probs)} on some rows and "
-            f"{list(other.log_probs)} on a part of them: sample the same sites whatever the rows "
-            "contain, for example by a loop over y.shape[1] instead of the length of the longest "
-            "series"
+            f"{list(other.log_probs)} on a part of these rows: sample the same sites "
+            "whatever the rows contain, for example by a loop over y.shape[1] instead of the "
+            "length of the longest series"
         )
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses a guide that runs on as many rows as a parameter has, but not on the batch."""
+    """Refuses a guide that cannot be run on the batch because it takes another number of rows.
+
+    This is so if the guide can be run on as many rows as the length of one of its parameters.
+    """
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():

@@ -17,7 +17,7 @@ Activation = type[nn.Module]
 
 
 def activations() -> dict[str, Activation]:
-    """Returns the activations that a saved network can have, by name."""
+    """Returns the classes of activations that a saved network can have, keyed by their names."""
     names = ("ELU", "GELU", "LeakyReLU", "ReLU", "SiLU", "Sigmoid", "Softplus", "Tanh")
     return {name: getattr(torch.nn, name) for name in names}
 

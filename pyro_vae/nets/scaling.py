@@ -92,8 +92,8 @@ def _clipped(x: Tensor) -> Tensor:
 def _is_far(x: Tensor, center: Tensor, robust: Tensor, spread: Tensor) -> bool:
     """Whether columns are so far from unit scale that the data should be standardized.
 
-    `robust` are the columns' standard deviations without outliers. In `spread`, those of columns
-    that are mostly one number are increased.
+    `robust` are the columns' standard deviations without outliers. `spread` is equal
+    to `robust`, except that columns which are mostly one number have a larger spread.
     """
     if float((center.square() + robust.square()).max()) > _LARGE**2:
         return True

@@ -224,7 +224,10 @@ class Particles(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A program that was read from a model, with the model and the forms of the batch's tensors."""
+    """The `Program` of a model, and what it was made for.
+
+    `forms` are the shape of a datum, the dtype and the device, for each tensor of the batch.
+    """
 
     model: ProgramLike
     forms: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
@@ -325,14 +328,18 @@ class Objective(ELBO):
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """A list with the program that was read last; at first, the list is empty.
+        """A list with the `Program` that was made last; at first, the list is empty.
 
-        The program is kept because reading a program takes several runs of the model.
+        This `Program` is kept because making another takes several runs of the model.
         """
         return []
 
     def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-        """Returns the `Program` of a model; reads it only for a new model or a new form of data."""
+        """Returns the `Program` of a model; the last one is reused if it fits.
+
+        It fits if the model is the same, and each tensor has the same shape per datum, dtype and
+        device.
+        """
         forms = tuple((part.shape[1:], part.dtype, part.device) for part in batch)
         for known in self._known:
             if known.model == model and known.forms == forms:

@@ -217,8 +217,9 @@ class BetaELBO(Objective):
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
     The KL term is estimated from the same draws as the first term. The KL term of global sites has
-    the same weight. For :math:`\beta \ge 1` the objective is a lower bound on the evidence. Only
-    with :math:`\beta = 1` does training fit the model as a density, and the guide as the posterior.
+    the same weight. For :math:`\beta \ge 1` the objective is a lower bound on the evidence.
+    Training fits the model to the distribution of the data, and the guide to the posterior, only if
+    :math:`\beta = 1`.
 
     Arguments:
         beta: The weight :math:`\beta`, or a schedule such as :class:`LinearWarmup`. `pv.fit` sets

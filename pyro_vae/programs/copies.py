@@ -319,8 +319,8 @@ def _object(value: Any, memo: _Memo) -> Any:
             made = copy.deepcopy(value, trial)
         except TypeError as error:
             raise TypeError(
-                f"{name_of(value)} cannot be copied ({error}): keep the part that cannot be copied "
-                "out of this object, or give the class of the part a method __deepcopy__"
+                f"{name_of(value)} cannot be copied ({error}): remove from this object the "
+                "part that cannot be copied, or give the class of that part a method __deepcopy__"
             ) from error
     memo[_ALIVE] = [*memo.get(_ALIVE, ()), *trial.pop(id(trial), ())]
     memo |= {key: part for key, part in trial.items() if key != _ALIVE}

@@ -124,8 +124,8 @@ def support_of(distribution: Distribution) -> Any:
 
     The support of angles is one full turn. Torch gives them the real line, but the integral of a
     periodic density over the real line is infinite. Torch also gives the real line to every
-    distribution that ends with an affine map, such as a shifted log-normal. Here the affine map
-    moves the bounds of the support before this map.
+    distribution that ends with an affine map, such as a shifted log-normal. Here the affine map is
+    applied to the bounds that the support has without this map.
     """
     entry = TURN if _is_angle(distribution) else _after_affine(base_of(distribution))
     if entry is None:
@@ -173,7 +173,7 @@ def _after_affine(x: Any) -> Constraint | None:
 
 
 def _parts(transform: Transform) -> list[Transform]:
-    """The transforms that a composed transform applies in turn; any other transform alone."""
+    """A composed transform's parts, in the order of application; else a list of the transform."""
     return transform.parts if isinstance(transform, ComposeTransform) else [transform]
 
 

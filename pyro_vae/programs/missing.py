@@ -108,8 +108,8 @@ class PartlyObserved(dist.TorchDistribution):
     def log_observed(self, value: Tensor) -> Tensor | None:
         """Log probability that each entry is observed, given its value.
 
-        This class returns `None`: missingness is uninformative. A subclass may model it; entries
-        that it does not model have a log probability of exactly 0.
+        This class returns `None`: missingness is uninformative. A subclass may model missingness;
+        where it does not, the log probability must be exactly 0.
         """
         return None
 

@@ -167,7 +167,7 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def _attributes(owner: Any) -> list[Any]:
-    """Lists an object's attributes (in dictionary and slots) and, of a tuple, also the items."""
+    """Lists an object's attributes, from its dictionary and slots; for a tuple, also its items."""
     slots = [name for kind in type(owner).__mro__ for name in vars(kind).get("__slots__", ())]
     names = [*getattr(owner, "__dict__", ()), *slots]
     items = owner if isinstance(owner, tuple) else ()

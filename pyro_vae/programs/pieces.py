@@ -71,7 +71,9 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
 
 
 def flat(values: Tensor, before: int = 1) -> Tensor:
-    """Flattens the axes of a datum, which follow the first `before` axes; a number gets an axis.
+    """Flattens the axes of a datum, which follow the first `before` axes.
+
+    If a datum is a single number, an axis of size 1 is added.
 
     Example:
         >>> flat(torch.zeros(4)).shape, flat(torch.zeros(4, 2, 3)).shape

@@ -67,8 +67,8 @@ class _Whole:
         rows: Number of rows of the batch; `None` if plates are left unchanged.
         plate: Name of the plate that holds the rows. If it is `None`, every plate that subsamples
             or has no fixed size holds them.
-        minibatch: The minibatch, inside :func:`minibatch`. It has the name of the plate; a
-            :class:`pyro_vae.Guide` adds the name if :func:`minibatch` was called without.
+        minibatch: The minibatch, inside :func:`minibatch`. It has the name of the plate; if
+            :func:`minibatch` was called without a name, a :class:`pyro_vae.Guide` adds the name.
         requested: The subsamples that these plates request, by name.
     """
 
@@ -199,12 +199,13 @@ class PlateIndex(Tensor):
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor with as many rows as batch and data set has the data set's order.
+        """Whether the rows of `tensor` are taken to be in the order of the data set.
 
-        If batch and data set have the same order, this makes no difference, and the answer is
-        False. Otherwise a tensor that requires a gradient is taken for a table of parameters in the
-        data set's order. Any other tensor is taken to have the batch's order if `is_decided` is
-        true, and is refused as ambiguous if not.
+        The question arises if tensor, batch and data set have the same number of rows. If batch
+        and data set have the same order, both answers mean the same, and the result is False.
+        Otherwise a tensor that requires a gradient is taken for a table of parameters in the data
+        set's order. Any other tensor is taken to have the batch's order if `is_decided` is true,
+        and is refused as ambiguous if not.
         """
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):

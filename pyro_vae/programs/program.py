@@ -46,7 +46,7 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """The methods of a :class:`Program` that Markov chains and fits of q to single rows use."""
+    """The methods of a :class:`Program` that are needed to run MCMC or to fit q to single rows."""
 
     @property
     def model(self) -> ProgramLike:
@@ -169,7 +169,7 @@ class Program:
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
-            source: Where the values come from, as text that results repeat.
+            source: Text that says where the values come from; results quote this text.
 
         Raises:
             ValueError: If a site is missing, unknown, or has a value of another shape.

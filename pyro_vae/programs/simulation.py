@@ -164,8 +164,8 @@ def _require_unaffected_by_discrete_sites(program: Program, z: Tensor, batch: Ba
         sites = listed("discrete site", program.structure.enumerated)
         raise ValueError(
             f"given z, the data still depend on the {sites}, so features are not independent, and "
-            "none can be predicted alone: use pv.diagnostics.predictive_check for the data, "
-            "pv.marginal and pv.conditional for densities"
+            "p(y | z) is not a product over features: use pv.diagnostics.predictive_check for the "
+            "data, pv.marginal and pv.conditional for densities"
         )
 
 

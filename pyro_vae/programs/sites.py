@@ -231,7 +231,7 @@ def _outside(support: Constraint, value: Tensor) -> Tensor:
 
 
 def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
-    """Returns a bound that was expanded over the data with a single entry on the datum axis."""
+    """Undoes the expansion of a bound over the data; returns any other bound unchanged."""
     axis = -len(shape)
     # Entries share memory along an axis that was expanded.
     expanded = bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0

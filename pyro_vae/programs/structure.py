@@ -291,12 +291,12 @@ def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampl
 
 
 def _frames(sites: Sites) -> dict[str, CondIndepStackFrame]:
-    """Pyro's frames, by name, of the plates around any of the sites."""
+    """Pyro's frames, keyed by name, for the plates that enclose at least one of the sites."""
     return {frame.name: frame for site in sites.values() for frame in site.frames}
 
 
 def _following(two: Sites, three: Sites) -> dict[str, CondIndepStackFrame]:
-    """Pyro's frames, by plate name, of the plates whose size follows the number of rows."""
+    """Pyro's frames, keyed by name, for the plates whose size follows the number of rows."""
     first, second = _frames(two), _frames(three)
     return {
         name: frame
@@ -318,8 +318,8 @@ def _data_plate(
     if plate is None and len(found) > 1:
         raise ValueError(
             f"only the plate over data may have the size of the batch; got {sorted(found)}: "
-            f"{_OPEN_PLATE}, or, if one of the plates holds all these sites, pass its name as "
-            "`plate`"
+            f"{_OPEN_PLATE}, or, if one of these plates already holds all sites of a datum, pass "
+            "its name as `plate`"
         )
     name = next(iter(found)) if plate is None else plate
     if name not in found:
@@ -417,7 +417,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses a latent site without a density of its own, or one that cannot be summed out."""
+    """Refuses a site without its own density, or with discrete values that cannot be summed out."""
     name, function = site.name, site.distribution
     require_own_density(site)
     if site.is_discrete and not function.has_enumerate_support:
@@ -445,8 +445,8 @@ def require_own_density(site: TracedSite) -> None:
     if kind in _ROUNDED:
         name = kind.__name__
         raise ValueError(
-            f"site '{site.name}' must not be latent under {name}, which rounds its draws but has "
-            "the density of the numbers before rounding: use "
+            f"site '{site.name}' is latent, so its distribution must not be {name}, which "
+            "rounds the draws but has the density of the numbers before rounding: use "
             f"{name.removesuffix('StraightThrough')} in model and guide; or use a discrete "
             "distribution in the model, and no such site in the guide, so that the site is summed "
             "out"
@@ -456,7 +456,7 @@ def require_own_density(site: TracedSite) -> None:
 def _require_both(
     latent: list[str], observed: tuple[str, ...], model: ProgramLike, batch: Batch, plate: str
 ) -> None:
-    """Refuses a program without a latent site, or without an observed site, of a datum."""
+    """Refuses a program in which a datum has no latent site, or no observed site."""
     if latent and observed:
         return
     remedy = (

@@ -251,7 +251,7 @@ class Run:
 
 
 def _is_density(node: Any) -> bool:
-    """Whether a node of a trace carries a density: not for subsamples and deterministic sites."""
+    """Whether a node of a trace carries a density; false for subsamples and deterministic sites."""
     return (
         node["type"] == "sample"
         and not poutine.util.site_is_subsample(node)
@@ -364,7 +364,7 @@ _MOST_VALUES = 60  # characters that a message quotes of a site's values
 
 
 class OutsideSupportError(ValueError):
-    """A site has a value that is a number outside the support of the site's distribution."""
+    """Raised if a site's value is not nan, but lies outside the support of its distribution."""
 
 
 def _refuse_value(message: str, site: str, error: Exception) -> None:
