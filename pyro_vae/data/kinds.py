@@ -122,7 +122,6 @@ class Real(Kind):
         return cls(*_center_and_scale_of(name, _numbers(name, raw)[rows]))
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Encodes entries as floats; a missing entry becomes nan."""
         return (self._read(name, raw) - self.center) / self.scale
 
     def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -328,7 +327,6 @@ class Count(Kind):
         return values / self.spread
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Encodes entries as floats; a missing entry becomes nan."""
         values = _numbers(name, raw)
         bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
         if bad.any():
@@ -391,7 +389,6 @@ class Categories(Kind):
         return cls(found)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Encodes entries as floats; a missing entry becomes nan."""
         words, numbers = any(isinstance(x, str) for x in self.categories), self._by_number()
         by_number = numbers is not None and raw.holds in (Holds.INTEGERS, Holds.FLOATS)
         if words != (raw.holds is Holds.WORDS) and not by_number and not raw.missing.all():
