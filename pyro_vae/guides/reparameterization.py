@@ -296,11 +296,11 @@ class SeededNoise(Noise):
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
         """Returns the family's distribution at the parameters, and draws made row by row."""
-        seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
+        keys = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
         draws = []
-        for row, seed in zip(parameters.split(1), seeds, strict=True):
+        for row, key in zip(parameters.split(1), keys, strict=True):
             q = family(row)
-            seeded(seed)
+            seeded(key)
             draws.append(q.rsample(torch.Size((self.num_points,))))
         return family(parameters), torch.cat(draws, dim=1)
 
