@@ -2,8 +2,8 @@
 
 An argument's name has the same meaning in every signature. So the name determines the range of a
 numerical argument, unless the annotation states another range, as `Annotated[int, Interval(2)]`
-does. Values are normalized: a NumPy integer arrives as an `int`, a list of widths as the annotated
-tuple.
+does. Values are normalized: a NumPy integer becomes an `int`, and a list becomes a tuple where the
+annotation is a tuple.
 """
 
 import inspect
@@ -375,8 +375,9 @@ def _generic(
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
     """Returns the check for a union of types; None if there is nothing to check.
 
-    Data are checked later, where they are read. So if the union allows data or a whole number, only
-    the number is checked here. If it allows data but no whole number, there is nothing to check.
+    Data are checked later, where they are read. If the union allows both data
+    and a whole number, the returned check looks only at the number. If the union allows data but no
+    whole number, there is nothing to check.
     """
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None

@@ -266,7 +266,8 @@ def _own(
 ) -> ValueError | None:
     """Returns the error that a constructor itself raises for a number out of range, or None.
 
-    Its message can say more than the general one, and is used if it names the argument.
+    The constructor's message can say more than the general message. The error is returned only if
+    its message names the argument.
     """
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:

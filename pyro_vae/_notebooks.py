@@ -1,6 +1,6 @@
 """HTML forms of results in notebooks: tables, sentences, and the plot as a picture.
 
-Colours are the notebook's own, light or dark. Only a picture brings a background with it.
+Text and tables have the colours of the notebook, light or dark. Only pictures have a background.
 """
 
 import base64
@@ -64,14 +64,14 @@ def _row(cells: Sequence[str], kind: str) -> str:
 
 
 def picture_of(draw: "Callable[[], Figure]", alt: str) -> str:
-    """Draws a plot into an image tag, and closes its figures.
+    """Draws a plot, returns it as an HTML image tag, and closes the figures that it opened.
 
     Arguments:
         draw: Draws the plot.
         alt: What the picture shows, for readers who cannot see it.
 
     Returns:
-        The tag; an empty text if the result has no plot, or no numbers that can be drawn.
+        The tag; an empty text if the result has no plot, or its numbers cannot be drawn.
     """
     from matplotlib import pyplot
 

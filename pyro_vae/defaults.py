@@ -8,7 +8,7 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | --- | --- |
 | only zeros and ones, or images in [0, 1] | `Bernoulli` |
 | other arrays; tables of real-valued columns only | `Gaussian`, one learned sigma per column |
-| a real-valued column among others | `Gaussian`, a learned sigma, at least sd(column) / 100 |
+| a real-valued column beside other kinds | `Gaussian`, a learned sigma, at least sd(column) / 100 |
 | numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | D / 2 latents, from 1 to 10; one hidden layer of 4 D units, from 32 to 256 |

@@ -12,9 +12,10 @@ takes its share of the data, and trains and evaluates as a single process would:
 Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
 are never sent. An estimate for a datum depends only on the seed, on the content of its row, and on
 how many equal rows precede it in its share. So the gathered results are those of one process for
-all rows, in the same order, unless equal rows are in different shares. In that case the first of
-the equal rows in each share gets the same draws, and so does the second, and so on. Equal rows of
-one share always get different draws.
+all rows, in the same order. The exception is equal rows in different shares. A single process would
+give them different draws, but here the first of them in one share has the same draws as the first
+of them in another share, and likewise for the second and all further ones. Equal rows within a
+share always get different draws.
 
 Without a process group there is only one process, and its share is the whole data set.
 """

@@ -181,7 +181,7 @@ def counted(reasons: Iterable[tuple[str, int]]) -> str:
 
 
 def on_condition(given: str) -> str:
-    """Returns the conditions of a result after a comma, to end a sentence; "" without conditions.
+    """Returns a comma and the conditions of a result, to append to a text; "" without conditions.
 
     Example:
         >>> "3 draws each" + on_condition("given mu")

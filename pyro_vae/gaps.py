@@ -336,7 +336,7 @@ def inference_gap(
 
     Raises:
         ValueError: If data, model and guide do not fit together, or if a family is a flow whose
-            nets belong to no guide.
+            networks were not trained as part of a guide.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:

@@ -4,8 +4,8 @@ A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor ana
 features are Gaussian. With a few hundred rows, training takes too few gradient steps to find that
 solution. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
 :math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). The loadings
-:math:`W` of this fit, rotated so that the posterior of a complete row has independent entries, give
-the slopes of the output by a pseudo-inverse,
+:math:`W` of this fit are rotated so that the posterior of a complete row has independent entries.
+The slopes :math:`A` are computed from the loadings by a pseudo-inverse,
 
 .. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
 

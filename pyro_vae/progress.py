@@ -16,7 +16,7 @@ _HAS_WIDGETS = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
 
 
 class _OneLine(tqdm):  # type: ignore[misc]
-    """A text bar for notebooks, where the cursor cannot move up, so that nested bars share a line.
+    """A text bar for notebooks, where nested bars share a line because the cursor cannot move up.
 
     Only the outermost bar stays when it is done, as on terminals.
     """

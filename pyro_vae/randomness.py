@@ -81,7 +81,7 @@ def _after_fork() -> None:
 
 
 def _free_in_child() -> None:
-    """Frees, in the child after a fork, locks and handlers of threads that only the parent has."""
+    """After a fork, frees in the child what other threads of the parent held: lock and handlers."""
     if _waited.pop():
         ALONE.release()
         return
@@ -158,7 +158,7 @@ def forked_if(seed: int | None, name: str) -> AbstractContextManager[None]:
 def undisturbed() -> Iterator[Callable[[], None]]:
     """Restores the random state of Python, NumPy and torch after the block.
 
-    The block gets a function that restores this state as well, so that draws can be repeated.
+    Yields a function that restores the state within the block, so that draws can be repeated.
     Entering and leaving the block takes about 50 microseconds.
     """
     with ALONE:

@@ -285,7 +285,7 @@ class Section:
     blocks: Sequence[Block]
 
     def html(self, place: int) -> str:
-        """The section as HTML; the contents link to it by its place on the page."""
+        """The section as HTML; the table of contents links to it by its number, `place`."""
         blocks = "\n".join(block.html() for block in self.blocks)
         return f'<section id="part-{place}"><h2>{escape(self.title)}</h2>\n{blocks}\n</section>'
 

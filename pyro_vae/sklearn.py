@@ -1,6 +1,6 @@
 r"""A variational autoencoder as a scikit-learn estimator: embedding, density and sampler in one.
 
-Tables are encoded by :class:`pyro_vae.data.Columns`, with words, categories and missing entries.
+Tables may have words, categories and missing entries; :class:`pyro_vae.data.Columns` encodes them.
 Each real column :math:`d` is standardized by its mean :math:`m_d` and its standard deviation
 :math:`s_d` over the training rows, :math:`y_d = (x_d - m_d) / s_d`, and the model describes
 :math:`y`. Reported densities are those of :math:`x`, in the data's own units:
@@ -349,10 +349,10 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """Returns kinds by column; `Columns` chooses the kinds of all columns that it lacks.
+        """Returns kinds for some columns, by name; `Columns` chooses the kinds of all others.
 
-        It has the kinds that the user passed. If the user also passed `standardize`, or one
-        likelihood for all columns, all other numeric columns are `Real`.
+        The kinds that the user passed are included. If the user also passed `standardize`, or one
+        likelihood for all columns, all other numeric columns are included as `Real`.
         """
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
@@ -431,7 +431,7 @@ def _advised(advice: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_arrays(table: Any) -> Iterator[None]:
-    """If the table is an array, errors say how to drop columns of an array, not of a data frame."""
+    """In the block, errors about an array say how to drop columns of an array, not of a frame."""
     try:
         yield
     except ValueError as error:

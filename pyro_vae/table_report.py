@@ -134,7 +134,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Returns the first column, and all columns that are not constant; all columns of one row."""
+    """Returns the first column and all columns that vary; if there is one row, all columns."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())

@@ -201,7 +201,7 @@ class TableVAE:
     def trained_on(self, data: Any) -> Tensor:
         """Returns a mask `(rows,)`, which is true for the rows of a table that were trained on.
 
-        Rows of an array are recognized as they were before they were binarized.
+        Rows of an array that was binarized are recognized by their values before binarization.
 
         Raises:
             ValueError: If the digests of the training rows are not known.
@@ -518,12 +518,12 @@ class TableVAE:
     def _for_other_rows(self, rows: Tensor) -> ProgramLike | None:
         """Returns the guide for a query that simulates rows or hides entries of the given rows.
 
-        It is None if the guide cannot handle other rows, or missing entries of these rows.
+        The result is None if the guide cannot handle rows other than its own, or missing entries.
         """
         return None if self._new_holes(rows) else for_any_rows(self.guide, None)[0]
 
     def _wide(self, posterior: ProgramLike | None, num_samples: int) -> ImportanceSampling | None:
-        """Returns an estimator that widens the guide's q; None, the default, without a guide."""
+        """Returns importance sampling from a widened q, or None if there is no guide."""
         if posterior is None:
             return None
         return defaults.wide_sampling(self.model.latent_dim, num_samples)
@@ -548,7 +548,7 @@ class TableVAE:
 
 
 def training_scale(dataset: Dataset) -> float:
-    """Nats per datum that convert a training ELBO to the units of the table, on average."""
+    """Nats per datum to add to a mean training ELBO, to get the ELBO in the table's units."""
     return float(dataset.log_scales(dataset.train.double()).mean())
 
 

@@ -72,7 +72,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
     if others:
         raise ValueError(
             f"'{folder}' holds other files ({first_few(sorted(others))}), and saving replaces "
-            "the whole folder: choose a folder for the results alone, such as "
+            "the whole folder: choose a new or empty folder, such as "
             f"'{folder / 'results'}'"
         )
     return folder
@@ -413,7 +413,8 @@ def _exchanged(one: Path, other: Path) -> bool:
 def _sync(path: Path) -> None:
     """Waits until a file, or a folder's list of files, is on the disk.
 
-    For folders this does nothing on Windows and on some network file systems, which lack it.
+    This does nothing for folders on Windows and on some network file systems, which cannot sync
+    them.
     """
     with suppress(OSError) if path.is_dir() else nullcontext():
         handle = os.open(path, os.O_RDONLY)

@@ -292,9 +292,9 @@ def single_latents(
 def single_information(posterior: Posterior) -> Estimate:
     """Estimates the information that each latent alone has about the identity of the datum.
 
-    The information does not depend on the prior. So the prior of the program may be of any kind,
-    and may differ between data: here the rate is split under a normal prior that has the mean and
-    the variance of the aggregated posterior.
+    The prior of the program may be of any kind, and may differ between data, because the
+    information does not depend on it. Here the information is computed as if the prior were normal,
+    with the mean and the variance of the aggregated posterior.
 
     Raises:
         UnknownDensity: If the density of a single latent is not known.

@@ -209,8 +209,8 @@ class Calibration(Result):
     def _detectable(self, band: stats.Band, share: float, slope: float) -> float:
         """Computes the smallest error of the guide that is detected with a probability of 90%.
 
-        The error changes the share of the lowest ranks: from `share` without an error, by `slope`
-        times the error. It is detected if this share leaves the band.
+        Without an error, a share `share` of all ranks is below a certain limit. An error changes
+        this share by `slope` times the error, and is detected if the share leaves the band.
         """
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)

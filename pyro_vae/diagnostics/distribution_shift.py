@@ -89,8 +89,9 @@ def out_of_distribution(
         A p-value and a distance per datum, and the features that are unusual.
 
     Raises:
-        ValueError: If there are fewer than 20 reference data, if the model rules out draws of the
-            guide for nearly all of these data, or if the program cannot be simulated.
+        ValueError: If there are fewer than 20 reference data, if for nearly all of these data the
+            model gives zero density to some draw of the guide, or if the program cannot be
+            simulated.
 
     References:
         | Detecting Model Misspecification in Amortized Bayesian Inference with Neural Networks
@@ -172,12 +173,12 @@ def _features(block: Block) -> Float64[Tensor, "rows features"]:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """Leaves out rows with infinite features, for which the model rules out a draw of the guide."""
+    """Leaves out rows with infinite features: the model gives one of the draws zero density."""
     finite = features[features.isfinite().all(dim=1)]
     if len(finite) < 2:
         raise ValueError(
-            "the model rules out some draws of the guide for nearly all of `reference`, so their "
-            "rates and distortions are infinite: train the guide for longer"
+            "for nearly all data of `reference`, the model gives zero density to some draw of the "
+            "guide, so rates and distortions are infinite: train the guide for longer"
         )
     return finite
 

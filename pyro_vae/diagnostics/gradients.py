@@ -295,7 +295,7 @@ def gradient_noise(
     of a larger data set, call this function inside `with pv.minibatch(rows, num_data):`.
 
     Arguments:
-        objective: One of :mod:`pyro_vae.objectives`, or of Pyro's ELBOs (also `TraceGraph_ELBO`).
+        objective: An objective of :mod:`pyro_vae.objectives`, or any ELBO of Pyro.
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide wrapped in
             :func:`score_function` has draws without a path gradient.

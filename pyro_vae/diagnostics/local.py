@@ -55,7 +55,7 @@ class _Conditional(Protocol):
 
 
 def doubts_of_draws(draws: TrustedDraws) -> Doubts:
-    """Returns the doubts about draws, except those about standard deviations, unused here."""
+    """Returns the doubts about draws, without those about sds, because no test here uses sds."""
     return {doubt: mask for doubt, mask in draws.doubts.items() if doubt is not Doubt.SD_TAIL}
 
 
@@ -160,7 +160,7 @@ def two_sample_test(
             alone.
 
     Returns:
-        A p-value per datum, with the energy distance as a share of the largest possible one. Data
+        A p-value per datum, with the energy distance divided by its largest possible value. Data
         with fewer than 20 posterior draws to use (an ESS below 400), or with draws that are not
         reliable, cannot be tested.
 

@@ -138,7 +138,7 @@ class PredictiveCheck(Result):
         )
 
     def _caution(self, false_alarm: float) -> str:
-        """Says why a check that rejects nothing shows little; returns an empty text otherwise."""
+        """Says why it shows little that nothing was rejected; empty if it does show something."""
         if self.latents is Latents.GUIDE:
             return (
                 "; the latents were inferred from these data, so this check is optimistic: pass "
@@ -207,7 +207,7 @@ def predictive_check(
     large.
 
     Global latent sites are drawn from their posterior for every data set, unless their values are
-    given. With such draws p-values are conservative.
+    given. If they are drawn, p-values are conservative.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observations are
@@ -357,9 +357,9 @@ class _Observed(NamedTuple):
 
     Arguments:
         parts: Positions in the batch of the observed tensors.
-        whole: Pairs of an observed site and the position of its tensor, if each site observes a
-            whole tensor of its own: draws of the site can then replace the tensor, without a second
-            run of the program. Otherwise `None`.
+        whole: If every observed site has a whole tensor of the batch as its value, and no two sites
+            share a tensor: pairs of a site and the position of its tensor. Draws of a site can then
+            replace its tensor, without a second run of the program. Otherwise `None`.
     """
 
     parts: tuple[int, ...]

@@ -307,7 +307,7 @@ def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> It
 
 
 def _beaten(point: TradeOff, rival: TradeOff) -> Beaten | None:
-    """Returns by how much `rival` lowers the objective of `point`; None if within the errors."""
+    """Returns by how much `rival` has a lower objective than `point`; None if within the errors."""
     beta = point.beta
     own, other = point.train, rival.train
     distortion = own.distortion.value - other.distortion.value
@@ -503,8 +503,8 @@ class _Run:
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
     """Returns the entropy of the rows; `None` if it cannot be compared with the distortion.
 
-    They can be compared only if the batch is a single tensor, p(y | z) is a probability, and no
-    entry is missing: the pattern of missing entries would have an entropy, too.
+    The two can be compared only if the batch is a single tensor, p(y | z) is a probability, and no
+    entry is missing, because the pattern of missing entries would have an entropy, too.
     """
     with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or has_missing(y) or not _gives_probabilities(program, y[:2]):

@@ -77,7 +77,7 @@ class Fitted:
 
     Raises:
         ValueError: If the scale is not a positive number. Also raised when called, if the family is
-            a flow whose nets belong to no guide.
+            a flow whose networks were not trained as part of a guide.
 
     References:
         | Adaptive Importance Sampling: The Past, the Present, and the Future (Bugallo et al., 2017)
@@ -149,7 +149,7 @@ def starting_points(
     point has the moments of a fitted full-rank Gaussian.
 
     Raises:
-        ValueError: If the family is a flow whose nets belong to no guide yet.
+        ValueError: If the family is a flow whose networks were not trained as part of a guide.
     """
     _require_ready(family)
     if isinstance(posterior, FamilyPosterior) and posterior.family == family:

@@ -1,7 +1,7 @@
 """Values of a program's deterministic sites, at given draws of its latents.
 
-By default, `pyro.deterministic` counts all axes of a value as the site's own, inside a plate, too.
-So the axis of data is found from two runs with different numbers of rows.
+By default, `pyro.deterministic` treats all axes of a value as event axes, even inside a plate. So
+the axis of data is found by running the program with two different numbers of rows.
 """
 
 import pyro

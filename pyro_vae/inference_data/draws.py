@@ -10,9 +10,9 @@ Every datum has its own random streams, as in :mod:`pyro_vae.evidence`, so the d
 those of :func:`pyro_vae.log_weights`.
 
 ArviZ 0.23 holds groups in an `InferenceData`, ArviZ 1.x in an `xarray.DataTree`. Both have a
-`from_dict`, which takes one table of axis names for all groups. But `y` has the axes `(datum,)` as
-a log likelihood and `(datum, feature)` as data. So the groups are built here, in the same way for
-both versions; only the container of the groups differs.
+`from_dict`, which takes one table of axis names for all groups. But `y` has one number
+per datum in the group of log likelihoods, and further axes in the group of observed data.
+So the groups are built here, in the same way for both versions; only their container differs.
 """
 
 import warnings
@@ -426,7 +426,7 @@ def _sizes(
 
 
 def _num_draws(requested: int | None, default: int, kind: str, why_not: str) -> int:
-    """Returns the number of draws of a kind; if `why_not` is not empty, they are impossible."""
+    """Returns how many draws of a kind to make; `why_not` says why none are possible, or is ""."""
     if requested is None:
         return 0 if why_not else default
     if requested < 0:

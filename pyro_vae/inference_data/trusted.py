@@ -4,10 +4,10 @@ The draws for a datum come from the estimator of log p(y) that was accepted
 (:class:`pyro_vae.Tightest`). They are of one of two kinds:
 
 - Draws :math:`z_k \sim q`, resampled by the weights :math:`w_k = p(y, z_k) / q(z_k)`. With a
-  probability of 0.1 (`prior_share` of the ladder), a draw is from the prior, and otherwise from the
-  estimator's proposal. Weights that are good enough for log p(y) can be too uneven for a standard
-  deviation, to which distant draws contribute most. The tails of the prior reach as far as those
-  of the posterior.
+  probability of 0.1 (`prior_share` of :class:`pyro_vae.Tightest`), a draw is from the prior, and
+  otherwise from the estimator's proposal. Weights that are good enough for log p(y) can be too
+  uneven for a standard deviation, to which distant draws contribute most. The tails of the prior
+  reach as far as those of the posterior.
 - Particles from tempered sequential Monte Carlo or a particle filter. Both methods run several
   independent populations, called islands, which count as chains. The weight :math:`w_k` of a
   particle is its island's estimate of p(y).
@@ -30,12 +30,13 @@ errors. (Without draws of the prior, 76 percent cover, and one s in 36 is off by
 errors.) In 13 ordinary programs, 95 percent of 779 intervals cover the truth, and no s is off by
 more than five errors.
 
-A datum is in doubt if a few draws dominate an s (:func:`pyro_vae.stats.mean_covers`): 0.3 percent
-of the data with a Student t prior, and 4 percent of the data of ordinary programs. If the density
-falls as the power -3.5 or -4, the error of s would be infinite. Then three of four data are in
-doubt, and the intervals of the other data cover the truth in about half of the cases. Islands have
-too few particles to show such tails. For islands, an s is in doubt if the log joint shows that the
-density falls as the power -5.5 or more slowly (:mod:`pyro_vae.evidence.power_tails`).
+A datum is in doubt if a few draws dominate the estimate of s for one of its latents
+(:func:`pyro_vae.stats.mean_covers`). This concerns 0.3 percent of the data with a Student t prior,
+and 4 percent of the data of ordinary programs. If the density falls as the power -3.5 or -4, the
+error of s would be infinite. Then three of four data are in doubt, and the intervals of the other
+data cover the truth in about half of the cases. Islands have too few particles to show such tails.
+For islands, s is in doubt if the log joint shows that the density falls as the power -5.5 or more
+slowly (:mod:`pyro_vae.evidence.power_tails`).
 
 A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by its shift
 :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
@@ -114,8 +115,8 @@ class PosteriorDraws(PerDatum):
 
     Arguments:
         sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`, and the
-            values of sites of `pyro.deterministic` at these draws. If discrete latents are summed
-            out, on which deterministic sites may depend, these sites are left out.
+            values of sites of `pyro.deterministic` at these draws. Deterministic sites
+            are left out if discrete latents are summed out, because they may depend on these.
         z: The same draws, flat and unconstrained, `(draws, batch, latents)`.
         posterior_mean: Mean of every latent, `(batch, latents)`, with its error.
         posterior_sd: Standard deviation of every latent, `(batch, latents)`, with its error.
@@ -184,7 +185,7 @@ class PosteriorDraws(PerDatum):
         return {**doubts, Doubt.CHAINS_APART: apart, Doubt.SD_TAIL: dominated}
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns columns of a table: shift and scale with errors, ESS, R-hat, ladder's rung."""
+        """Returns shift and scale with errors, ESS, R-hat, and the accepted rung, by name."""
         diagnostics = {"ess": self.ess, "r_hat": self.r_hat, "rung": self.log_marginal.rung}
         return with_errors({"shift": self.estimate, "scale": self.scale}) | diagnostics
 
@@ -379,7 +380,11 @@ def _sites(program: Program, batch: Batch, z: Tensor) -> dict[str, Tensor]:
 def _chains(
     program: Program, batch: Batch, sources: Sequence[Source], order: Tensor
 ) -> Chains | None:
-    """Returns the draws of every island; None unless all sources are islands of one shape."""
+    """Returns the draws of every island, or None.
+
+    It is None if the draws of some data are not from islands, or if the number or size of islands
+    differs between data.
+    """
     islands = [source for source in sources if isinstance(source, Population)]
     shapes = {source.z.shape[:2] for source in islands}
     if len(islands) < len(sources) or len(shapes) > 1:
@@ -467,10 +472,10 @@ def _moments(
 
 
 def _sd_covers(z: Tensor, log_weights: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
-    """Returns whether the error of each standard deviation can be trusted: no few draws dominate.
+    """Returns whether the error of each standard deviation can be trusted.
 
-    The parts that the draws contribute to the standard deviation are judged, in units of it. With
-    fewer than 30 draws the answer is True; the estimate of log p(y) is then in doubt anyway.
+    It can if the standard deviation is not dominated by the contributions of a few draws. With
+    fewer than 30 draws the answer is True, because the estimate of log p(y) is in doubt anyway.
     """
     if len(z) < stats.MIN_TAIL_PARTICLES:
         return torch.ones_like(sd, dtype=torch.bool)

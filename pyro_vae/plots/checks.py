@@ -203,8 +203,9 @@ def plot_rank_histograms(
 
     If the draws are too narrow, the bars at both ends are high. If the draws are too wide, the bars
     in the middle are high. If the draws are too high, the bars at the left are high. The band holds
-    for all bars of a panel jointly (Bonferroni). If the number of ranks has no suitable divisor,
-    bins differ in size by one rank. The heights and the band allow for this difference.
+    for all bars of a panel jointly (Bonferroni). If no suitable number of bins divides the number
+    of possible ranks, `num_samples + 1`, the bins differ in width by one rank. The heights and the
+    band allow for this difference.
 
     Arguments:
         ranks: The ranks of each quantity, `(data,)`, from 0 to `num_samples`, by the quantity's
@@ -259,7 +260,7 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Returns edges for the bins of a histogram of ranks; bins differ by at most one rank."""
+    """Returns edges for the bins of a histogram of ranks; widths differ by one rank at most."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     # Bins are equal if the number of ranks has a divisor of at least half of `most`.
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0 and 2 * bins >= most]

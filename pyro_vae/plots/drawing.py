@@ -125,7 +125,7 @@ def panels(
     sharex: bool = False,
     sharey: bool = False,
 ) -> NDArray[np.object_]:
-    """Creates panels in rows; the rows are shorter if the figure is narrow.
+    """Creates panels in rows; a narrow figure has fewer panels in a row.
 
     Arguments:
         figure: Where to draw; a new figure by default.
@@ -133,7 +133,7 @@ def panels(
         size: Width and height of one panel in inches; a new figure is 0.6 inches wider and 0.7
             inches higher than its panels.
         most: Largest number of panels in a row.
-        narrowest: Smallest width in inches that fits the text of a panel.
+        narrowest: Width in inches that the text of a panel needs; 0 for no limit.
         sharex: Whether all panels share one horizontal axis.
         sharey: Whether all panels share one vertical axis.
     """
@@ -156,7 +156,7 @@ def without_box(ax: "Axes") -> "Axes":
 
 
 def legend_above(ax: "Axes", entries: Sequence[Any] | None = None) -> None:
-    """Puts a legend above the axes, where it hides no data; by default of all labelled parts."""
+    """Puts a legend above the axes; by default it lists everything in the axes that has a label."""
     entries = ax.get_legend_handles_labels()[0] if entries is None else entries
     beside = 0.7  # inches that the vertical axis and its labels take
     columns = fitting_columns(inches_wide(ax.figure) - beside, entries)
@@ -168,7 +168,7 @@ def legend_above(ax: "Axes", entries: Sequence[Any] | None = None) -> None:
 def legend_outside(
     figure: "Figure | SubFigure", entries: Sequence[Any], place: str = "upper center", **how: Any
 ) -> None:
-    """Puts a legend outside all axes of a figure; by default in as many columns as fit above."""
+    """Puts a legend outside all axes, by default above them, in as many columns as fit."""
     columns = fitting_columns(inches_wide(figure), entries)
     how = {"loc": f"outside {place}", "ncols": columns, **how}
     figure.legend(handles=entries, frameon=False, fontsize="small", **how)

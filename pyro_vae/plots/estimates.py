@@ -100,8 +100,9 @@ def plot_gaps(
     back to the left. It means that the best q was not found (:func:`pyro_vae.inference_gap`).
 
     Compare the gaps of guides only if the guides belong to the same model. A model that was trained
-    with a poor guide adapts to this guide: with one q(z) for all data the gap vanishes, but log
-    p(y) is lower than that of a model trained with a better guide.
+    with a poor guide adapts to this guide. For example, if the guide has the same q(z) for all
+    data, the gap vanishes, because the decoder learns to ignore z. But log p(y) is lower than that
+    of a model trained with a better guide.
 
     Arguments:
         parts: For each guide the parts by name, in order (such as "approximation" and

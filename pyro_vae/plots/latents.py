@@ -165,9 +165,9 @@ def plot_aggregated_marginals(
     Arguments:
         aggregate: Draws of q(z), one per datum, `(draws, latents)`.
         prior: Draws of p(z), `(draws, latents)`.
-        mismatch: The divergence of each latent, and the errors of the divergences, `(latents,)`
-            each, in nats, such as the `mismatch` of a :class:`pyro_vae.diagnostics.Collapse`. They
-            are written over the panels.
+        mismatch: Divergence of each latent's aggregated posterior from its prior, and the errors
+            of the divergences, `(latents,)` each, in nats, such as the `mismatch` of a
+            :class:`pyro_vae.diagnostics.Collapse`. The titles of the panels state these numbers.
         names: Names of the latents; by default z[0], z[1], ...
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 

@@ -151,8 +151,9 @@ def plot_signal_to_noise(
 ) -> "Axes":
     r"""Draws the signal-to-noise ratio of objectives against the number of particles.
 
-    Both axes are logarithmic. Gradients of importance-weighted bounds approach a slope of 1/2 if
-    they are doubly reparameterized, and of -1/2 if they are reparameterized in the ordinary way.
+    Both axes are logarithmic. For many particles, the ratio of an importance-weighted bound
+    follows a line of slope 1/2 if its gradient is doubly reparameterized, and a line of slope -1/2
+    if its gradient is reparameterized in the ordinary way.
     Thin lines with these slopes start at the first point of the first objective. Bars extend one
     standard error to each side. A ratio of 0 cannot be shown on a log scale and is left out.
 
@@ -351,7 +352,7 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
 
 
 def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list[Any]:
-    """Draws each point's information as a tick on the scale of the rate, and joins the two."""
+    """Draws a tick where the rate equals a point's information, and a line from tick to point."""
     thin: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "zorder": 2}
     ax.hlines(first.distortion, between, first.rate, label="_information", **thin)
     (ticks,) = ax.plot(

@@ -49,7 +49,7 @@ def plot_traversal(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws how decoded means change along each latent, in one row or panel per latent.
+    """Draws how decoded means change along each latent, as a row of images or a panel of curves.
 
     Arguments:
         decoded: Means of p(y | z), `(latents, steps, *datum)`, as in

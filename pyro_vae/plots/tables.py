@@ -226,7 +226,7 @@ def _draw_filled(
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
-    """Converts encoded values of a column to its unit or to dates; keeps codes of categories."""
+    """Converts encoded values to the column's unit or to dates; codes of categories stay codes."""
     kind = column.kind
     if isinstance(kind, Time):
         days = kind.in_own_unit(values)
@@ -237,7 +237,7 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
 
 
 def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
-    """Sets a logarithmic axis if positive numbers differ tenfold, and few ticks for dates."""
+    """Uses a logarithmic axis if positive numbers span a factor of 10, and few ticks for dates."""
     if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
@@ -248,7 +248,7 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
-    """Labels about six of the categories that occur in `codes`, if there are too many for all."""
+    """Labels about six categories that occur in `codes`, if there is no room to label all."""
     if isinstance(column.kind, Categories) and len(column.kind.categories) > _MOST_NAMES:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]

@@ -95,7 +95,7 @@ def marginal(
     Raises:
         ValueError: If a column is unknown, model or guide refuse missing entries, or all the
             chosen entries of a row are missing.
-        TypeError: If the model says why entries are missing, as `SelfMasking` does.
+        TypeError: If the model describes why entries are missing, as `SelfMasking` does.
 
     Example:
         >>> from pyro_vae import ImportanceSampling, likelihoods, models
@@ -156,7 +156,7 @@ def conditional(
     Raises:
         ValueError: If a column is unknown or in both A and B, if an entry of A is missing, or if
             model or guide refuse missing entries.
-        TypeError: If the model says why entries are missing, as `SelfMasking` does.
+        TypeError: If the model describes why entries are missing, as `SelfMasking` does.
 
     Example:
         >>> from pyro_vae import likelihoods, models
@@ -220,9 +220,9 @@ def _log_p(
 def _require_no_model_of_missingness(model: ProgramLike, batch: Batch) -> None:
     if 0 in of_modelled_missingness(model, batch):
         raise TypeError(
-            "the model must not say why entries are missing, as SelfMasking does: it would treat "
-            "columns that are left out as missing because of their values. Train a model without "
-            "SelfMasking"
+            "the model must not describe why entries are missing, as SelfMasking does: it would "
+            "treat the columns that are left out here as missing because of their values. Train a "
+            "model without SelfMasking"
         )
 
 
@@ -371,7 +371,7 @@ def conditional_density(
     Raises:
         ValueError: If the column is unknown, the features are not independent given z, model or
             guide refuse missing entries, or a row has no other observed entry.
-        TypeError: If the model says why entries are missing, as `SelfMasking` does.
+        TypeError: If the model describes why entries are missing, as `SelfMasking` does.
 
     Example:
         >>> from pyro_vae import likelihoods, models

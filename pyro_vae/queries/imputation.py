@@ -49,7 +49,8 @@ class Imputation(PerDatum):
         doubts: Reasons not to trust a row, each with a mask of the rows.
         given: Global sites that the results are conditional on, in words; empty if none.
         table: The columns, if the data are a table.
-        asked: The table that was passed, or None; the completed table takes its labels.
+        asked: The table that was passed, or None; its index and column labels are used for the
+            completed table.
     """
 
     draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
@@ -232,8 +233,8 @@ def impute(
     random), unless the model describes this dependence
     (:class:`pyro_vae.likelihoods.SelfMasking`). The shares :math:`s_k` are the weights, smoothed
     and divided by their sum. Means and standard deviations use all weighted draws of z, with one
-    draw of y for each. For the completed data sets, z is resampled by its shares, and y is drawn
-    anew.
+    draw of y for each. For the completed data sets, z is resampled with the probabilities
+    :math:`s_k`, and y is drawn anew.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes

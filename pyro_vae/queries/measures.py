@@ -125,9 +125,10 @@ class MutualInformation:
     """Mutual information in nats, which measures any dependence and ignores the units of features.
 
     The value is the mean over independent replicates, each with separate draws of data and latents.
-    The error is the standard error of this mean. The diagonal is nan. A pair is nan, too, if its
-    density at some datum is 0 given every prior draw. If the noise of a feature is narrow compared
-    with its spread, `num_latents` must be large; too small a number shows in a large error.
+    The error is the standard error of this mean. The diagonal is nan. The value of a pair of
+    features is nan, too, if every prior draw of z gives zero density to the pair's values in some
+    datum. If the noise of a feature is narrow compared with its spread, `num_latents` must be
+    large; too small a number shows in a large error.
 
     Arguments:
         num_samples: Draws of data per replicate.

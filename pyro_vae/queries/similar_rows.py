@@ -180,7 +180,7 @@ def _joint(
 def _similarity(
     rows: LogMarginal, others: LogMarginal, joint: list[LogMarginal], *, same: bool
 ) -> Similarity:
-    """Computes similarities from p(y_n) of `rows`, p(y_m) of `others` and, by row, p(y_n, y_m)."""
+    """Computes similarities; `joint` has log p(y_n, y_m), one entry for each of `rows`."""
     value = torch.stack([pair.value for pair in joint]) - rows.value[:, None] - others.value
     squares = torch.stack([pair.error.square() for pair in joint])
     error = (squares + rows.error.square()[:, None] + others.error.square()).sqrt()

@@ -281,7 +281,7 @@ class _Scores:
             return how.sampling(inference, seed=self.seed, progress=self.progress).log_means()
 
     def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:
-        """Returns the held-out data, or simulates data from the random stream called `name`."""
+        """Returns the held-out data, or simulated data; `name` is that of the random stream."""
         if not isinstance(given, int):
             held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
             if not len(held[0]) or has_missing(held[0]):

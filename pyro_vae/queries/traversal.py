@@ -305,7 +305,7 @@ def traverse(
         0.011.
 
     Raises:
-        ValueError: If levels are not quantiles, or if `at`, data and programs do not fit together.
+        ValueError: If a level is not from 0 to 1, or `at`, data and programs do not fit together.
 
     References:
         | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework

@@ -98,7 +98,7 @@ def prepared_with_holes(
 ) -> Iterator[Inference]:
     """Checks data that may have missing entries, and yields the input of an estimator.
 
-    The guide may be None, unlike that of :func:`pyro_vae.evidence.weights.conditioned`.
+    Unlike in :func:`pyro_vae.evidence.weights.conditioned`, the guide may be None.
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
