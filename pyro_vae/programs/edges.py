@@ -27,6 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pyro.distributions import SineBivariateVonMises, SineSkewed
 from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.transforms import OrderedTransform
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -50,7 +51,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import IndependentTransform, Transform
+from torch.distributions.transforms import IndependentTransform, TanhTransform, Transform
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
@@ -123,14 +124,14 @@ def support_of(distribution: Distribution) -> Any:
     """The support of a distribution: `distribution.support`, except in two cases.
 
     The support of angles is one full turn. Torch gives them the real line, but the integral of a
-    periodic density over the real line is infinite. Torch also gives the real line to every
-    distribution that ends with an affine map, such as a shifted log-normal. Here the affine map is
-    applied to the bounds that the support has without this map.
+    periodic density over the real line is infinite. The support of a transformed distribution, such
+    as a shifted log-normal or a log-uniform, is the image of the support before the last transform.
+    Torch ignores bounds of the base distribution, and gives it every value of the transform.
     """
-    entry = TURN if _is_angle(distribution) else _after_affine(base_of(distribution))
+    entry = TURN if _is_angle(distribution) else _image(base_of(distribution))
     if entry is None:
         return distribution.support
-    dims = distribution.event_dim
+    dims = len(distribution.event_shape)
     return constraints.independent(entry, dims) if dims else entry
 
 
@@ -146,30 +147,62 @@ def _is_angle(inner: Any) -> bool:
     return True
 
 
-def _after_affine(x: Any) -> Constraint | None:
-    """Constraint on an entry of `x`, if `x` ends with an affine map of bounded values.
+def _image(x: Any) -> Constraint | None:
+    """Constraint on an entry of `x`, if `x` ends with a monotonic transform of bounded values.
 
-    `None` for other distributions, and if the scale of the map is negative for some entries only.
+    `None` for other distributions, if torch's support has the same bounds, and if a transform rises
+    for some entries only.
     """
     if not isinstance(x, TransformedDistribution) or not x.transforms:
         return None
     *before, last = (part for transform in x.transforms for part in _parts(transform))
-    if not isinstance(last, AffineTransform) or entry_of(x.support) is not constraints.real:
+    declared = entry_of(x.support)
+    own = type(x).__name__ != "TransformedDistribution"  # the base of a Gumbel has other bounds
+    if own and not (isinstance(last, AffineTransform) and declared is constraints.real):
         return None
     base: Any = TransformedDistribution(x.base_dist, before) if before else x.base_dist
-    inner = entry_of(support_of(base))
-    bounds = [getattr(inner, name, None) for name in ("lower_bound", "upper_bound")]
-    if inner.is_discrete or bounds == [None, None]:
+    inner = entry_of(base.support if own and before else support_of(base))
+    bounds, rises = _ends(inner), _rises(last)
+    if inner.is_discrete or bounds == (None, None) or rises is None:
         return None
-    low, high = (None if bound is None else last(bound) for bound in bounds)
-    scale = torch.as_tensor(last.scale, device="cpu")
-    if bool((scale < 0).all()):
-        low, high = high, low
-    elif not bool((scale > 0).all()):
+    ends = zip(bounds, _ends(last.domain), _ends(last.codomain)[:: 1 if rises else -1], strict=True)
+    low, high = [_moved(last, *end) for end in ends][:: 1 if rises else -1]
+    if _equal(low, _ends(declared)[0]) and _equal(high, _ends(declared)[1]):
         return None
     if high is None:
         return constraints.greater_than(low)
     return constraints.less_than(high) if low is None else constraints.interval(low, high)
+
+
+def _ends(constraint: Constraint) -> tuple[Any, Any]:
+    """Lower and upper bound of a constraint on numbers; `None` where there is no bound."""
+    entry = entry_of(constraint)
+    return getattr(entry, "lower_bound", None), getattr(entry, "upper_bound", None)
+
+
+def _rises(transform: Transform) -> bool | None:
+    """Whether a transform of numbers rises or falls; `None` if it does neither everywhere."""
+    try:
+        sign = torch.as_tensor(transform.sign, device="cpu")
+    except NotImplementedError:
+        return None
+    if transform.domain.event_dim or not (bool((sign > 0).all()) or bool((sign < 0).all())):
+        return None
+    return bool((sign > 0).all())
+
+
+def _moved(transform: Transform, bound: Any, limit: Any, image: Any) -> Any:
+    """A bound after a transform; `image` is that of the domain's end, `limit`."""
+    if bound is None or _equal(bound, limit):
+        return image  # computed, the logit of 1 would be finite
+    return transform(torch.as_tensor(bound, device=None if isinstance(bound, Tensor) else "cpu"))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two bounds are the same; `None` stands for no bound."""
+    if one is None or other is None:
+        return one is other
+    return bool((torch.as_tensor(one).cpu() == torch.as_tensor(other).cpu()).all())
 
 
 def _parts(transform: Transform) -> list[Transform]:
@@ -375,12 +408,16 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
     base = TransformedDistribution(x.base_dist, before) if before else x.base_dist
     if isinstance(transform, ComposeTransform):
         first, *rest = transform.parts  # an affine map that ends both `x` and `transform` cancels
+        if isinstance(last, TanhTransform) and isinstance(first, SigmoidTransform):
+            doubled = TransformedDistribution(base, [AffineTransform(0.0, 2.0)])
+            return doubled if _is_affine(_TANH, rest) else None
         return unconstrained(base, first) if _is_affine(last, rest) else None
     # For example, u is normal if x is log-normal and the transform is ExpTransform.
     return base if type(last) in _LAST and isinstance(transform, type(last)) else None
 
 
-_LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform)
+_TANH = AffineTransform(-1.0, 2.0)  # tanh v is 2 sigmoid(2 v) - 1
+_LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform, OrderedTransform)
 
 
 def _is_affine(last: Transform, rest: list[Transform]) -> bool:
