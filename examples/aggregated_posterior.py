@@ -1,16 +1,16 @@
 """How far is the aggregated posterior from the prior, and do generated images show it?
 
 The data are handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), and the models
-have two latents. A decoder is trained at draws of the aggregated posterior q(z), the mean of
-q(z | y_n) over the data, but generates images at draws of the prior p(z). "ELBO surgery" splits the
+have two latents. A decoder is trained on draws of the aggregated posterior q(z), the mean of q(z |
+y_n) over the data, but generates images from draws of the prior p(z). "ELBO surgery" splits the
 rate into two parts:
 
     rate = I(n; z), the information about which datum it is  +  KL(q(z) || p(z)), the mismatch
 
 One VAE is trained by its ELBO. Another is trained with a weight of only 0.01 on the rate, and so
-reconstructs better. Each generates images at draws of q(z) and at draws of the prior. The score of
-an image is its log p(y) under a third, independent VAE: the higher the score, the more the image
-looks like a digit.
+reconstructs better. Each generates images from draws of q(z) and from draws of the prior. The score
+of an image is its log p(y) under a third, independently trained VAE: the higher the score, the more
+the image looks like a digit.
 
 Run:  python examples/aggregated_posterior.py --out figures      (--smoke for a quick look)
 """

@@ -1,4 +1,4 @@
-"""Which distribution do counts have if exposures differ?
+"""Which distribution do counts have if their exposures differ?
 
 The data are handwritten digits (scikit-learn's). Each of the 64 numbers of a picture is a count,
 the number of inked dots in a square of 4 x 4. To make exposures differ, as library sizes do in
@@ -7,8 +7,8 @@ single-cell data, only a random share t_n of the ink of a picture is counted:
     t_n ~ Uniform(0.2, 1),    y_nd ~ Binomial(ink_nd, t_n)
 
 This turns a Poisson distribution with mean mu into one with mean t mu, and scales the mean of a
-negative binomial or zero-inflated distribution in the same way. The same VAE is trained under
-several likelihoods, of which all but one get the exposure as input. The models are compared twice:
+negative binomial or zero-inflated distribution in the same way. The same VAE is trained with
+several likelihoods; all but one of them get the exposure as input. The models are compared twice:
 by log p(y | t) of each held-out picture, and by the share of zeros in data sets that they simulate.
 
 Run:  python examples/counts.py --out figures      (--smoke for a quick look)

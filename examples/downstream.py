@@ -1,7 +1,7 @@
 """Are embeddings useful for other methods? Classification, clustering and regression.
 
-The data are handwritten digits (scikit-learn's); a pixel counts the inked dots among 16. A VAE is
-trained on the training pictures without their labels, and its encoder embeds all pictures:
+The data are handwritten digits (scikit-learn's); a pixel is the number of inked dots among 16. A
+VAE is trained on the training pictures without their labels, and its encoder embeds all pictures:
 
     m_n = E[z | y_n], the mean of q(z | y_n),  or draws  z_n ~ q(z | y_n)
 
@@ -9,8 +9,8 @@ Logistic regression, with few labels or with all of them, and k-means, which use
 applied to the embedding, to PCA with as many components, and to the pixels. They are scored on
 held-out pictures, which neither the encoder nor these methods have seen. A table is treated in the
 same way: ridge regression predicts the progression of diabetes after a year from an embedding of
-ten measurements of 442 patients. Errors come from the sampling of held-out data. Differences are
-taken row by row before their error is computed.
+ten measurements of 442 patients. Errors are standard errors over held-out data; those of
+differences are computed from the differences of single rows.
 
 Run:  python examples/downstream.py --out figures      (--smoke for a quick look)
 """

@@ -3,7 +3,7 @@
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), a comparison of
 three guides and a VAE of a table (scikit-learn's wines, with 20% of the entries removed) are
 trained. Each function below then draws one plot. Its docstring is the question that the plot
-answers, its arguments are what was trained, and its body can be copied.
+answers, its arguments are the trained objects, and its body can be copied.
 
 Run:  python examples/every_plot.py --out figures      (--smoke for a quick look)
 """

@@ -1,14 +1,14 @@
 """Is a VAE's inference gap due to the family of q or to the encoder, and does a wider encoder help?
 
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) is trained with an
-encoder. Then the model is fixed, because a model adapts to its guide, so that gaps of different
-models cannot be compared. New encoders of several widths are trained for this model, with a
-mean-field and with a full-rank Gaussian. The gap of each is split (Cremer et al., 2018):
+encoder. Then the model is fixed: a model adapts to its guide, so gaps under different models cannot
+be compared. New encoders of several widths are trained for this model, with a mean-field and with a
+full-rank Gaussian. The inference gap of each is split into two parts (Cremer et al., 2018):
 
     log p(y) - ELBO = approximation gap, of the family  +  amortization gap, of the encoder
 
-This is done for digits that the encoders were trained on and for held-out digits. The difference
-between the two is the overfitting of the encoder.
+This is done for digits that the encoders were trained on and for held-out digits. The amortization
+gap is larger for held-out digits if the encoder overfits.
 
 Run:  python examples/inference_gaps.py --out figures      (--smoke for a quick look)
 """

@@ -4,7 +4,7 @@ A VAE is trained on handwritten digits (8 x 8, scikit-learn's, binarized by a fi
 shows
 
 - reconstructions, at the mean of q(z | y) and at a draw from it;
-- paths from one digit to another, on a straight line and along the sphere near which prior draws
+- paths from one digit to another, along a straight line and along the sphere near which prior draws
   lie;
 - the effect of each latent, the most informative first;
 - images generated from the prior and from the aggregated posterior;
@@ -13,7 +13,7 @@ shows
 
     tail probability of y = (1 + number of r with log p(y_r) <= log p(y)) / (R + 1)
 
-For a further held-out digit this number is below 0.05 with a probability of at most 0.05, however
+For another held-out digit this number is below 0.05 with a probability of at most 0.05, however
 poor the model is. For rotated digits, and for noise with the same frequency of dark pixels, it
 should be below 0.05 more often.
 

@@ -5,9 +5,9 @@ model is written by hand in Pyro:
 
     z_n ~ N(0, I),    y_n | z_n ~ Bernoulli(logits = net(z_n))
 
-It is trained under three guides: an encoder (one network for all digits), free parameters for
-every digit, and deliberately one q(z) for all digits. The held-out log p(y), estimated with an
-error, shows which of the three models has learned most.
+It is trained under three guides: an encoder (one network for all digits), free parameters for every
+digit, and one q(z) for all digits, which is meant to fail. The held-out log p(y), estimated with a
+standard error, shows which of the three models has learned most.
 
 Run:  python examples/quickstart.py --out figures      (--smoke for a quick look)
 """

@@ -6,10 +6,10 @@ eight latents. The ELBO is minus the sum of
     rate R = KL(q(z | y) || p(z)), the cost of z, and
     distortion D = - E log p(y | z), the remaining cost of y given z,
 
-but does not determine how this sum is divided. Copies of one VAE are trained to minimize
-D + beta R, from a small beta to a large one. Each copy starts from the solution for the previous
-beta. For each copy the information I of z about the identity of the digit lies between H - D and R,
-where H is the entropy of the data.
+but does not determine how this sum is divided. Copies of one VAE are trained to minimize D + beta R
+for increasing values of beta. Each copy starts from the solution for the previous beta. For each
+copy the information I of z about the identity of the digit lies between H - D and R, where H is the
+entropy of the data.
 
 Run:  python examples/rate_distortion.py --out figures      (--smoke for a quick look)
 """

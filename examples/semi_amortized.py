@@ -1,7 +1,8 @@
 """How far is an encoder from the best q(z) of every datum, and how many steps close the gap?
 
 The data are handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw). A VAE with two
-latents is trained with an encoder. Then the model is fixed, and only inference differs:
+latents is trained with an encoder. Then the model is fixed, and the ELBOs of different guides are
+compared:
 
     one global q(z) <= encoder <= encoder + S steps <= the best q(z) of every digit <= log p(y)
 

@@ -8,11 +8,11 @@ column is trained on the remaining entries:
     z_n ~ N(0, I),    log p(y_n | z_n) = sum over the observed columns d of log p_d(y_nd | z_n)
 
 Its encoder also gets a mask of the missing entries. In five folds, the VAE imputes wines that it
-was not trained on, by draws of p(missing | observed). It is compared with the means (or most
+was not trained on, with draws from p(missing | observed). It is compared with the means (or most
 frequent categories) of the columns, and with scikit-learn's IterativeImputer, which regresses each
 column on all others. The imputer is used with its default penalty, and with a stronger penalty,
 which these few rows need. This penalty, the number of latents and the length of training were
-chosen on the same folds. Errors come from the sampling of wines, by the bootstrap.
+chosen on the same folds. Standard errors are bootstrapped over wines.
 
 Run:  python examples/tabular_with_missing_values.py --out figures      (--smoke for a quick look)
 """

@@ -8,10 +8,10 @@ their ends.
     i.i.d. VAE    4 successive times, or all 16, are one datum,                y ~ N(net(z), s^2)
 
 In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide, which
-is written by hand, corrects the transition at each time by a network's summary of the later data.
-Beyond the end of a series there are no later data, and the guide equals the transition. So padding
-costs nothing, and draws of the states there are the forecast. The length of training was chosen on
-the same series.
+is written by hand, corrects the transition to each time with a network's summary of the data from
+this time on. Beyond the end of a series there are no such data, and the guide equals the
+transition. So padding costs nothing, and draws of the states there are the forecast. The length of
+training was chosen on the same series.
 
 Run:  python examples/time_series.py --out figures      (--smoke for a quick look)
 """

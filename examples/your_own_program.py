@@ -7,9 +7,10 @@ shared by all wines:
     W_j ~ N(0, I),  sigma_j ~ LogNormal(-0.5, 0.5),    j = 1 .. 13, for all wines
     z_n ~ N(0, I),  y_n | z_n ~ N(W z_n, diag sigma^2)
 
-The same program runs under three maps, and under two families for the latents of a wine. The shared
-sites have a posterior of their own, and log p(y_n) of a held-out wine is conditional on their
-values. It is computed for the posterior mean of the shared sites, and averaged over their draws.
+The same program is trained with three maps, and with two families for the latents of a wine. The
+shared sites have a posterior of their own, and log p(y_n) of a held-out wine is conditional on
+their values. It is computed in two ways: at the posterior mean of the shared sites, and averaged
+over posterior draws of them.
 
 Run:  python examples/your_own_program.py --out figures      (--smoke for a quick look)
 """
