@@ -91,7 +91,8 @@ class _Kept:
         refused: Why there is no graph.
         costs: Costs of eager calls.
         lost: Seconds that compiled code would have saved in the eager calls so far.
-        tensors: Parameters and buffers of the model's modules, by the name of the method.
+        tensors: Parameters and buffers of the modules that a method of the owner uses, keyed by the
+            name of the method.
         disagreements: How often a graph disagreed with the program.
     """
 

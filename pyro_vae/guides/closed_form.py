@@ -120,9 +120,9 @@ def quadratic_of(program: Program, batch: Batch) -> Quadratic:
 
 
 def _quadratics(program: Program, batch: Batch, rows: Tensor | None = None) -> Iterator[Quadratic]:
-    """Yields the quadratic functions of a few rows at a time; see :func:`quadratic_of`.
+    """Yields the results of :func:`quadratic_of`, computed for a few rows at a time.
 
-    `rows` are the positions of the batch in the data set, for error messages.
+    `rows` are the positions of the batch's rows in the data set, for error messages.
     """
     rows = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
     size = rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1)
@@ -234,7 +234,7 @@ _REMEDY = (
 
 
 def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, positions: Tensor) -> None:
-    """Raises an error unless the gradient of every datum's log joint is linear within `limit`."""
+    """Raises an error if the gradient of a datum deviates from linearity by more than `limit`."""
     bad = ~(error <= limit).all(dim=-1)  # nan counts as an error
     if bool(bad.any()):
         row = int(bad.nonzero()[0])

@@ -318,7 +318,7 @@ def _mean_of_draws(program: Program, guide: ProgramLike, rows: Batch) -> Tensor:
 
 
 def _independent(program: Program, guide: ProgramLike, rows: Batch) -> dict[str, TracedSite] | None:
-    """Returns a guide's global sites of one run.
+    """Runs a guide, and returns its global sites if they are independent under q.
 
     Returns `None` if q of a site differs between two runs, and so depends on other sites, or if q
     is a `Delta`.

@@ -99,7 +99,10 @@ class Guide(NamedModule):
             raise
 
     def start_from(self, *batch: Tensor) -> None:
-        """Adapts an untrained map, and global sites with wide priors, to some rows of the data."""
+        """Adapts an untrained map to some rows of the data.
+
+        If global sites have wide priors, their q is adapted, too.
+        """
         self.map.start_from(*batch)
         if self.shared is not None:
             self.shared.start_from(self.program, *batch)

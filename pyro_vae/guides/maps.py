@@ -352,7 +352,7 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Stores a Gaussian for each datum, near which the datum's q will start."""
+        """Stores a Gaussian for each datum; the datum's q will start near this Gaussian."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:

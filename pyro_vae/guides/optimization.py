@@ -190,9 +190,9 @@ class Problem:
     def predicted_gain(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """Predicts by how many nats a Newton step or a natural gradient step raises the ELBO.
 
-        Here the ELBO is averaged over the points of this problem. If the parameters were fitted at
-        other points, the prediction is usually too high, because it contains the random errors of
-        both averages.
+        The ELBO is averaged over the points of this problem. If the parameters were fitted at other
+        points, the prediction is usually too high, because the random errors of both averages add
+        to the predicted gain.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):

@@ -137,7 +137,7 @@ _Value: TypeAlias = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class SitesPosterior(Posterior):
-    """The posterior of independent data, given by a distribution for each latent site.
+    """A posterior in which data are independent, given by one distribution per latent site.
 
     Draws of a site with a constrained support may carry no gradient.
 

@@ -1,4 +1,4 @@
-"""How a guide samples its sites from a flat draw: as points, in plates, for several particles.
+"""How a guide splits a flat draw among its sites, and puts them into plates.
 
 With `Trace_ELBO(num_particles=K, vectorize_particles=True)` Pyro runs a guide once, inside a plate
 of size `K` that lies left of the plates of the program. A flat draw of shape `(K, 1, batch,

@@ -336,7 +336,7 @@ class _Call:
         )
 
     def _taken(self, site: TracedSite, rows: Tensor) -> Tensor:
-        """Returns a site's values for these rows, in the layout that the guide draws."""
+        """Returns a site's values for these rows, in the layout in which the guide draws values."""
         value = site.value_by_datum(self.program.plate_dim).detach()
         axis = site.distribution.event_dim - self.program.plate_dim
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)

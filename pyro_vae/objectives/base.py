@@ -246,8 +246,8 @@ class _Shared(NamedTuple):
 class Objective(ELBO):
     """An objective, with a bound for each datum; `pv.fit` and `SVI` minimize minus the bound.
 
-    A new objective must define :meth:`bound`. If its gradient is not that of the plain
-    reparameterized draws, it must also define :meth:`particles`.
+    A new objective must define :meth:`bound`. An objective that changes the plain reparameterized
+    gradient must also define :meth:`particles`.
     """
 
     num_particles: int

@@ -465,7 +465,7 @@ def draw_unconstrained(
 
 
 class AtEdges(Messenger):
-    """Handler that records unconstrained values of latent sites: given ones, and its own draws.
+    """Handler that records the unconstrained values of latent sites, whether given or drawn.
 
     The handler draws an unconstrained value itself if the distribution of this value is known and
     gradients are disabled (these draws carry no gradient). Any other site is sampled in the usual

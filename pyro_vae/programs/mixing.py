@@ -84,7 +84,7 @@ def require_one_density(program: Program, batch: Batch) -> None:
 def _check_of(program: Program, batch: Batch, name: str) -> tuple[int, tuple[object, ...]]:
     """Returns the number of rows to check, and the key under which a passed check is stored.
 
-    The key has everything that is taken to affect the result of the check.
+    The key contains everything that is assumed to affect the result of the check.
     """
     few = min(len(batch[0]), _MOST_ROWS)
     layers = [layer for module in modules_of(program.model) for layer in module.modules()]

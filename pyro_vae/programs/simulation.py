@@ -78,9 +78,9 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     """Draws latents `(batch, latents)` from the prior, and simulates a batch from these latents.
 
     As a check, the program is run again on the simulated batch, with the same random numbers. If
-    this second run draws other values, the program does not use the data through `pyro.sample`
-    alone. The latents are then not a draw from the posterior of the simulated data, and an
-    error is raised.
+    this second run draws other values, the program uses the data in a further way, and not only
+    through `pyro.sample`. The latents are then not a draw from the posterior of the simulated data,
+    and an error is raised.
     """
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):

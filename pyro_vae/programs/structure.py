@@ -429,7 +429,7 @@ def _check_latent(site: TracedSite) -> None:
 
 
 def require_own_density(site: TracedSite) -> None:
-    """Refuses a site of a model or guide whose log density is not that of the value that it draws.
+    """Refuses a site whose log density is not the density of the value that is drawn.
 
     Raises:
         ValueError: If the site's distribution rounds its draws (straight-through gradients), or is

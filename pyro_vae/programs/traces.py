@@ -351,9 +351,9 @@ _UNLIKE = (
     "over data in the guide, too, with the model's `dim`, and use .to_event as in the model"
 )
 SAME_VALUES = (
-    "must have the same values for all data: sample it from a dist.Categorical with the same "
-    "number of categories for every datum, and with logits of -inf for values that a datum cannot "
-    "have"
+    "must have the same possible values for all data: sample it from a dist.Categorical with the "
+    "same number of categories for every datum, and with logits of -inf for values that a datum "
+    "cannot have"
 )
 _AT_SITE = r"Error while computing log_prob at site '(?P<name>[^']+)'"
 _OUTSIDE = (
