@@ -381,7 +381,7 @@ def test_an_automatic_guide_of_a_part_of_the_model_is_refused_and_the_remedy_fol
 
     part = AutoNormal(poutine.block(shared, expose=["z"]))
     part(Y)
-    with pytest.raises(ValueError, match=r"lacks \['mean'\]: make it .* as in AutoNormal\(model\)"):
+    with pytest.raises(ValueError, match=r"lacks \['mean'\]: build it .* AutoNormal\(model\)"):
         pv.elbo(shared, part, Y)
     whole = AutoNormal(shared)
     whole(Y)

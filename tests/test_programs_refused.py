@@ -168,7 +168,7 @@ REFUSED = {
     ),
     "two plates": (
         two_plates,
-        r"got \['data', 'pairs'\]: .*, if one of the plates holds all .* as `plate`$",
+        r"got \['data', 'pairs'\]: .*, if one of these plates already holds all .* as `plate`$",
     ),
     "outside": (
         outside,

@@ -22,7 +22,7 @@ PACKAGE = Path(pv.__file__).parent
 ELSEWHERE = {
     "every latent site of the model, but this": "test_guides_tied: an automatic guide of a part",
     "change the last layer to": "test_remedies: an encoder",
-    "out of this object, or give the class": "test_compare_copies: a method __deepcopy__",
+    "remove from this object the part": "test_compare_copies: a method __deepcopy__",
     "got none of the plates": "test_programs_refused: a plate that is opened in each call",
     "must be the name of a plate": "test_programs_refused: the plate named",
     "pass a few rows of data": "test_remedies: global sites and examples",
