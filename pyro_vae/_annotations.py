@@ -82,7 +82,7 @@ class Misfit(Exception):
 
 
 class Kind:
-    """The requirement of an annotation: `expected` describes valid values, `take` checks one."""
+    """What an annotation requires: `expected` describes valid values, `take` checks a value."""
 
     expected: str
     conversion = ""  # code that converts an argument named {} to a tensor or an array

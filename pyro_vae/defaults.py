@@ -70,12 +70,12 @@ class Architecture:
         hidden: Widths of the encoder's hidden layers; the decoder has the same widths, reversed.
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z); every model gets a copy.
-        linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q (for at most 32 latents), which can equal the posteriors of factor
-            analysis (`pyro_vae.linear_start`). Otherwise the model starts at random weights, with a
-            mean-field q. On a table of a few hundred rows, training takes too few steps to find
-            even the linear solution; there, the linear start raises the held-out log density by
-            several tenths of a nat per datum.
+        linear_start: Whether a model of a table of at most 512 columns starts at factor analysis
+            (`pyro_vae.linear_start`). With at most 32 latents, q is then full-rank, so that it can
+            equal the posterior of factor analysis. Otherwise the model starts at random weights,
+            with a mean-field q. On a table of a few hundred rows, training takes too few steps to
+            find even the linear solution; there, the linear start raises the held-out log density
+            by several tenths of a nat per datum.
     """
 
     latent_dim: int | None = None

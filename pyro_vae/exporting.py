@@ -488,8 +488,8 @@ def _check(kind: Format, path: Path, function: _Function) -> None:
             limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1 + largest)
             if not torch.allclose(found.to(expected), expected, 0, limit, equal_nan=True):
                 raise ValueError(
-                    f"for {count_of(size, 'row')}, the results of the file differ from those of "
-                    "the model"
+                    f"on a batch of {count_of(size, 'row')}, the exported file and the model give "
+                    "different results"
                 )
 
 

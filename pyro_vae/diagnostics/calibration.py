@@ -240,8 +240,8 @@ def simulation_based_calibration(
     The ranks show whether the guide is the posterior for data simulated from the model. Simulated
     data may differ from your data. Calibration is an average over data: a calibrated guide may
     still be too narrow for some data and too wide for others. A :class:`pyro_vae.LocalParameters`
-    guide has no parameters for simulated data, so they are fitted first (`guide.fit_rows`). The
-    test then concerns the family of the guide and this fit, not the trained parameters.
+    guide has no parameters for simulated data, so it is first fitted to these (`guide.fit_rows`).
+    The test then concerns the family of the guide and this fit, not the trained parameters.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observations are

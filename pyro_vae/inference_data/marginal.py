@@ -80,9 +80,9 @@ def marginal_log_likelihood(
     With **training** data, `arviz.loo` leaves each datum out by re-weighting the draws of beta.
     The method assumes that these draws are from the exact posterior, but the guide drew them. ArviZ
     1.x corrects for the difference: call `loo_approximate_posterior(idata, log_p=..., log_q=...)`
-    with `log_joint` and `log_guide`. The attribute `pareto_k_of_shared` says how far the guide is
-    from the posterior; this attribute needs at least 30 draws. The Monte Carlo errors of the
-    estimates lower each log leave-one-out density by about the square of the error.
+    with `log_joint` and `log_guide`. The attribute `pareto_k_of_shared`, which exists for at
+    least 30 draws, says how far q(beta) is from the posterior of beta. The log leave-one-out
+    density of a datum is too low by about the square of the Monte Carlo error of log p(y_n | beta).
 
     With **held-out** data, nothing needs to be left out: the log predictive density is the
     log-mean-exp of `log_likelihood` over `draw`.

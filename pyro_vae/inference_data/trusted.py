@@ -18,17 +18,17 @@ The mean m and the standard deviation s of every latent are computed with the no
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
     \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2 .
 
-For islands, the errors are larger than this if the islands' means differ more than those of
+For islands, the errors are increased if the islands' means differ by more than the means of
 independent draws would.
 
 The errors are right only if the draws reach the tails. If a posterior's density falls as a power of
 :math:`|z|`, rare draws that are far away determine s, and a sample without them looks harmless.
 Draws of the prior reach these tails. `python -m tests.trust.moments` compares s with sums over a
 grid. With a Student t prior and likelihood, where the density falls as the power -4.5 to -10, 96
-percent of 358 intervals of 1.96 errors for s cover the truth, and no s is off by more than five
-errors. (Without draws of the prior, 76 percent cover, and one s in 36 is off by more than five
-errors.) In 13 ordinary programs, 95 percent of 779 intervals cover the truth, and no s is off by
-more than five errors.
+percent of 358 intervals for s (1.96 errors to each side) cover the truth, and no s is off by more
+than five errors. (Without draws of the prior, 76 percent cover the truth, and one s in 36 is off by
+more than five errors.) In 13 ordinary programs, 95 percent of 779 intervals cover the truth, and no
+s is off by more than five errors.
 
 A datum is in doubt if a few draws dominate the estimate of s for one of its latents
 (:func:`pyro_vae.stats.mean_covers`). This concerns 0.3 percent of the data with a Student t prior,

@@ -12,8 +12,8 @@ array of their axes. The caller can then set titles, scales and sizes::
     figure.savefig("curves.png")
 
 With an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Otherwise a
-figure is opened through pyplot, so that a notebook shows it. This figure is then pyplot's current
-one, and the caller should close it. A figure of your own needs a layout engine, which makes room
+figure is opened through pyplot, so that a notebook shows it. It is then pyplot's current figure,
+and the caller should close it. A figure of your own needs a layout engine, which makes room
 for labels and legends: "constrained", or "compressed" if panels are square. rcParams are read and
 never changed; :data:`STYLE` has the settings that make a figure of your own look like these.
 

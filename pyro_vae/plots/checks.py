@@ -99,7 +99,7 @@ def _hats(name: str, values: Array) -> NDArray[Any]:
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Makes room on the vertical axis for infinite values, and explains these in words.
+    """Makes room on the vertical axis for infinite values, and labels them in words.
 
     `span` has the lowest and the highest finite value. If no value is infinite, the axis keeps its
     ordinary ticks.

@@ -71,9 +71,10 @@ class Imputation(PerDatum):
         """Computes a central interval for every entry: a prediction interval for one more draw.
 
         A further draw lies between the i-th and the j-th smallest of K draws with a probability of
-        exactly (j - i) / (K + 1); other levels are interpolated. For a level higher than
-        (K - 1) / (K + 1), a Student t interval is computed from the mean and the standard deviation
-        of the draws, or of their logarithms in a column of kind `Positive`.
+        exactly (j - i) / (K + 1). For levels between these probabilities, the ends of the interval
+        are interpolated. For a level higher than (K - 1) / (K + 1), a Student t interval is
+        computed from the mean and the standard deviation of the draws, or of their logarithms in a
+        column of kind `Positive`.
 
         Arguments:
             level: Probability that the interval contains the entry, under the model.

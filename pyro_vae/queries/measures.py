@@ -73,8 +73,8 @@ class Correlation:
     for S draws of standardized features u. The error comes from the influence function. It is
     consistent for every distribution with finite fourth moments. If a few draws dominate the
     variance of a feature, as for e^(2 z) with a normal z, its correlations are too large or too
-    small by an unknown amount, and their errors are nan: :class:`RankCorrelation` does not depend
-    on the tails.
+    small by an unknown amount, and their errors are nan. Then use :class:`RankCorrelation`,
+    which does not depend on the tails.
 
     Arguments:
         num_samples: Draws of data.

@@ -71,7 +71,7 @@ class Similarity(Result):
         return plot_similarity(self.estimate.value)
 
     def summary(self, number: int = 10) -> str:
-        """Names the most similar row of the first `number` rows, and counts unreliable pairs."""
+        """Names the row most similar to each of the first `number` rows; counts doubtful pairs."""
         rows, others = self.reliable.shape
         lines = [
             f"row {row}: most similar to row {place} ({plus_minus(value, error)} nats"
