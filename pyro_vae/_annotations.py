@@ -247,7 +247,7 @@ class Tuple(Kind):
 
 
 class Dictionary(Kind):
-    """Requires a mapping whose keys, and whose values, are of one kind each."""
+    """Requires a mapping whose keys are all of one kind, and whose values are all of one kind."""
 
     def __init__(self, key: Kind | None, value: Kind | None) -> None:
         self.key, self.value = key, value

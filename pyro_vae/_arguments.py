@@ -129,7 +129,7 @@ class Reader:
         )
 
     def _unpacked(self, name: str, value: Any) -> str:
-        """Returns advice on passing several tensors if `value` is a tensor of data, or ""."""
+        """Returns advice to pass tensors in one tuple; "" if `value` is not a tensor of data."""
         place = next((known for known in ("data", "example") if known in self.parameters), name)
         is_data = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and place != name
         return f"pass all tensors of the data in one tuple, as in {place}=(x, y)" if is_data else ""
@@ -197,7 +197,7 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _conversion(name: str, kind: Kind, value: Any) -> str:
-    """Writes code that makes an argument the tensor or the array that is expected."""
+    """Writes code that converts an argument to the tensor or the array that is expected."""
     if kind.expected.startswith("an int"):
         if isinstance(value, slice):
             return f"pass positions, as in torch.arange(num_data)[{name}]"
@@ -317,9 +317,9 @@ def naming(argument: str) -> Iterator[None]:
 def check_public(namespace: dict[str, Any]) -> None:
     """Makes the public functions and classes of a module check their arguments.
 
-    Call it at the end of the module, as `check_public(globals())`. Functions are replaced in the
-    module that defines them, too, so that they can be pickled. A class stays the same object, with
-    a constructor and methods that check their arguments.
+    Call it at the end of the module, as `check_public(globals())`. A function that is defined
+    in another file is replaced there, too, so that it can be pickled. A class stays the same
+    object; its constructor and its methods are replaced.
     """
     for name, value in list(namespace.items()):
         if name.startswith("_") or not (isinstance(value, type) or inspect.isfunction(value)):

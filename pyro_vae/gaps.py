@@ -398,7 +398,8 @@ class _Average(NamedTuple):
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
     """Yields the average for the guide, for q*, and for the best q of each further family.
 
-    The reference is the guide for q*, and q* for each further family. The guide's gain is 0.
+    The gain of q* is over the guide, and the gain of a further family is over q*. The guide's gain
+    is 0.
     """
     guide, best, *rest = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in rest)]

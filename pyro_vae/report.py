@@ -69,7 +69,7 @@ def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> 
 
 
 def png(drawn: "Axes | NDArray[Any]") -> bytes:
-    """Renders what `plot()` returned as the bytes of a PNG file, and closes its figure."""
+    """Converts what `plot()` returned to the bytes of a PNG file, and closes its figure."""
     from matplotlib import pyplot
 
     figure = figure_of(drawn)

@@ -318,9 +318,10 @@ class VAE(
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """Returns a data frame unchanged, after checking its columns, and other input as an array.
+        """Checks the input; returns a data frame unchanged, and other input as an array.
 
-        If the estimator was fitted on a table, an array becomes a dictionary of named columns.
+        If the estimator was fitted on a data frame, the array is returned as a dictionary of its
+        columns, by name.
         """
         fewest = 2 if reset else 1
         is_frame = any(CONTAINERS[name].owns(X) for name in ("pandas", "polars"))

@@ -370,7 +370,8 @@ class TableVAE:
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
         """Finds which latents affect which columns; see :func:`pyro_vae.queries.explain`.
 
-        Latents are ranked by their effects over the rows of `data`, by default the training rows.
+        The rows of `data`, by default the training rows, determine the range of each latent, and
+        the information by which latents are ordered.
         """
         rows, posterior = self._explored(data, seed)
         return explain(self.model, posterior, rows, self._columns_or_none, seed=seed)

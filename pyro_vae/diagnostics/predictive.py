@@ -138,7 +138,7 @@ class PredictiveCheck(Result):
         )
 
     def _caution(self, false_alarm: float) -> str:
-        """Says why it shows little that nothing was rejected; empty if it does show something."""
+        """Says why a check that rejects nothing is weak evidence for the model; "" if it is not."""
         if self.latents is Latents.GUIDE:
             return (
                 "; the latents were inferred from these data, so this check is optimistic: pass "

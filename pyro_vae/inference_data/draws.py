@@ -494,7 +494,7 @@ def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """Converts a tensor to an array with axis names; NumPy has no bfloat16, so float32 is used."""
+    """Converts a tensor to an array with axis names; bfloat16, which NumPy lacks, to float32."""
     plain = values.detach().cpu()
     return Labelled((plain.float() if plain.dtype is torch.bfloat16 else plain).numpy(), dims)
 
