@@ -106,7 +106,7 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
         pv.export(out, model, lambda y: None, y)
     guide = pv.Guide(branching, pv.Encoder(torch.nn.Linear(1, 4)), example=y[:, :1])
     with pytest.raises(
-        ValueError, match=r"cannot export the log_weights: for 1000 rows.*'encoder'"
+        ValueError, match=r"cannot export the log_weights: on a batch of 1000 rows.*'encoder'"
     ):
         pv.export(out, branching, guide, y[:, :1], programs=["log_weights"])
     noisy = VAE(Noisy(), Gaussian(), 2)
