@@ -67,6 +67,7 @@ _EXAMPLES = {  # for arguments that take objects
     "model": "pv.models.VAE(pv.nets.MLPDecoder(2, 10), pv.likelihoods.Gaussian(), 2)",
     "objective": "pv.IWAE(5)",
     "optimizer": "functools.partial(torch.optim.Adam, lr=1e-3)",
+    "reader": "pv.data.OnDisk(x)",
     "prior": "pv.models.MixtureOfNormals(5, 2)",
     "scheduler": "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)",
 }
@@ -182,8 +183,8 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
         return "put the network into an inference map, as in map=pv.Encoder(net)"
     if isinstance(value, str) and isinstance(kind, Items):
         return f"put the value into a list, as in {name}=[{value!r}]"
-    if isinstance(value, Tensor | np.ndarray) and not kind.conversion:
-        return f"pass a plain value, as in {name}=x.item() or x.tolist()"
+    if plain := _plain(kind, value):
+        return f"pass a plain value, as in {name}={plain}"
     if isinstance(kind, Device):
         return "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
     if kind.conversion:
@@ -194,6 +195,20 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
     if isinstance(kind, Number):
         return f"pass, for example, {name}={kind.example}"
     return f"pass, for example, {name}={_EXAMPLES[name]}" if name in _EXAMPLES else _HELP
+
+
+def _plain(kind: Kind, value: Any) -> str:
+    """Writes code that turns a tensor or an array `x` into a valid plain value, or returns ""."""
+    if not isinstance(value, Tensor | np.ndarray) or value.ndim > 1:
+        return ""
+    plain, code = (value.tolist(), "x.tolist()") if value.ndim else (value.item(), "x.item()")
+    if isinstance(plain, list) and len(plain) == 1 and not isinstance(kind, Items):
+        plain, code = plain[0], "x.item()"
+    try:
+        kind.take(plain)
+    except Misfit:
+        return ""
+    return code
 
 
 def _conversion(name: str, kind: Kind, value: Any) -> str:

@@ -227,11 +227,40 @@ def test_the_examples_of_remedies_are_taken() -> None:
     ]
     for name, example in _EXAMPLES.items():
         names = {"pv": pv, "torch": torch, "functools": functools, "model": model, "guide": guide}
+        names["x"] = np.zeros((3, 10))
         value = eval(example, names)
         takers = [reader for reader in readers if reader.kinds.get(name)]
         assert takers
         for reader in takers:
             assert reader.take(name, value) is not None, (name, reader.function)
+
+
+@pytest.mark.parametrize(
+    ("x", "remedy"),
+    [
+        (np.array(5), "num_samples=x.item()"),
+        (torch.tensor(0), "num_samples=1000, the default"),  # 0 would be refused in turn
+        (torch.tensor(2.5), "num_samples=1000, the default"),
+    ],
+)
+def test_a_plain_value_is_a_remedy_where_it_is_taken(x: Any, remedy: str) -> None:
+    """The code in the message is run on the value."""
+
+    def double(num_samples: int = 1000) -> int:
+        return 2 * num_samples
+
+    with pytest.raises(TypeError, match=re.escape(remedy)):
+        checked(double)(num_samples=x)
+    value = eval(remedy.partition("=")[2].partition(",")[0], {"x": x})
+    assert checked(double)(num_samples=value) == 2 * value
+
+
+def test_data_are_no_plain_value() -> None:
+    """An array in place of a reader is put into one."""
+    rows = np.arange(6.0).reshape(3, 2)
+    with pytest.raises(TypeError, match=re.escape("reader=pv.data.OnDisk(x)")):
+        next(iter(pv.data.chunks(rows)))  # type: ignore[arg-type]
+    assert len(next(iter(pv.data.chunks(pv.data.OnDisk(rows))))[0]) == 3
 
 
 def test_a_function_without_the_check_is_caught() -> None:
