@@ -163,7 +163,8 @@ def _answer(about: Subject, found: Outliers, explanation: Explanation) -> str:
         lie, them = ("lies", "it") if lowest == 1 else ("lie", "them")
         examples += (
             f" {lie} beyond all {count_of(int(found.compared.max()), 'reference datum')}, which "
-            f"are too few to flag {them}: repeat this with a reference of {found.enough()} data"
+            f"are too few to flag {them}: repeat this with a reference of "
+            f"{count_of(found.enough(), 'datum')}"
         )
     bad = int((~log_p.reliable).sum())
     sentences = [
