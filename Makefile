@@ -107,7 +107,7 @@ figures: $(STAMP) ## Draw the figures of the pages anew, from the examples (half
 		echo "==> $$example"; $(BIN)/python "$$example" --out docs/figures; done
 
 .PHONY: replications
-replications: $(STAMP) ## Compute published results afresh; writes replications/RESULTS.md (under an hour)
+replications: $(STAMP) ## Recompute published results; writes replications/RESULTS.md (under an hour)
 	@$(BIN)/python -m replications replications
 
 .PHONY: audits

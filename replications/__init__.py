@@ -1,1 +1,1 @@
-"""Published results, computed afresh: `python -m replications` runs them and writes RESULTS.md."""
+"""Published results, recomputed: `python -m replications` runs them and writes RESULTS.md."""
