@@ -301,7 +301,8 @@ class ExactPosterior(_ClosedForm):
     and used. With a full-rank family, q is the posterior itself, and the ELBO is log p(y). With
     `DiagonalNormal`, q is the mean-field optimum. Because q follows the model, training is EM with
     gradient M-steps. Only the model is trained. To copy model and guide, use
-    `copy.deepcopy((model, guide))`: a copy of the guide alone contains a copy of the model.
+    `copy.deepcopy((model, guide))`; if each is copied in a separate call, the new guide does not
+    use the new model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 

@@ -314,7 +314,7 @@ class LocalParameters(InferenceMap):
 
     Raises:
         ValueError: When called, if the positions of the batch's rows are unknown, or if the data
-            are not those of the table.
+            are not those that the table was trained on.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)

@@ -44,8 +44,8 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
     .. math:: \frac{1}{K} \sum_k \epsilon_k = 0, \qquad
         \frac{1}{K} \sum_k \epsilon_k \epsilon_k^\top = I
 
-    The covariance is exact with at least twice as many points as dimensions; with fewer, only its
-    diagonal is exact. Torch's random stream is not touched.
+    The covariance is exact with at least twice as many points as dimensions; with fewer
+    points, only its diagonal is exact. Torch's random stream is not touched.
 
     Arguments:
         num_points: :math:`K`; an odd number is rounded up, since points come in pairs.
@@ -270,7 +270,7 @@ class NormalNoise(Noise):
         """Returns weights of the draws, and a mask of draws to leave out.
 
         A draw of a lattice at which the program fails is left out if it lies in the far tails. A
-        random sample with as many draws would hardly ever reach these tails.
+        random sample of the same size would hardly ever reach these tails.
         """
         if self.weights is None:
             return super().weighted(fails)

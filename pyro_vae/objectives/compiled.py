@@ -136,7 +136,7 @@ class _Seen:
 
     @property
     def is_current(self) -> bool:
-        """Whether modes, parameters in Pyro's store, and graph are still those of the step."""
+        """Whether the modules' modes, Pyro's parameters and the graph's tensors are unchanged."""
         if any(part.training != mode for part, mode in self.modes.items()):
             return False
         store = pyro.get_param_store()

@@ -32,7 +32,7 @@ class PartlyObserved(dist.TorchDistribution):
             discarded.
 
     Raises:
-        ValueError: If the distribution has event dimensions: such a density does not factorize.
+        ValueError: If the distribution has event dimensions, because it need not factorize.
 
     References:
         | Handling Incomplete Heterogeneous Data using VAEs (Nazabal et al., 2020)
