@@ -18,6 +18,7 @@ from pyro_vae.data import (
     Grey,
     Layout,
     Redrawn,
+    Scaling,
     Threshold,
     digits,
     fashion_mnist,
@@ -514,3 +515,12 @@ def test_a_set_of_ones_own() -> None:
     dataset = Dataset("mine", train=torch.zeros(3, 2), test=torch.zeros(1, 2))
     assert dataset.describe() == "mine: 3 training rows, 1 held out, 2 values each, not binarized"
     assert dataset.binarized(Redrawn()).binarization == Redrawn()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_damaged_scaling_is_refused(scale: float) -> None:
+    """Densities in such units are of nothing."""
+    saved = Scaling(torch.zeros(2), torch.ones(2)).to_json()
+    saved["scale"][1] = scale
+    with pytest.raises(ValueError, match="scales finite and above 0"):
+        Scaling.from_json(saved)

@@ -388,6 +388,26 @@ def test_a_description_from_elsewhere_is_refused() -> None:
         data.Columns.from_json(saved)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scale", 0.0, r"of column 'a', `scale` must be a finite number above 0; got 0\.0"),
+        ("scale", -1.0, "of column 'a', `scale` must be a finite number above 0"),
+        ("scale", float("nan"), "of column 'a', `scale` must be a finite number above 0"),
+        ("scale", "x", "of column 'a', `scale` must be a finite number above 0"),
+        ("center", None, "of column 'a', `center` must be a finite number"),
+        ("names", 1, "is not a description of columns"),
+        ("name", "b", "must describe each column once"),
+    ],
+)
+def test_a_damaged_description_is_refused(key: str, value: object, message: str) -> None:
+    """At once and by the column; answers in negative units had been given without a word."""
+    saved = Columns.of({"a": [1.0, 2.5], "b": [3.0, 0.5]}).to_json()
+    saved["columns"][0][key] = value
+    with pytest.raises(ValueError, match=message):
+        Columns.from_json(saved)
+
+
 ODD_DTYPES = {
     "integers of Arrow": (pd.array([1, None, 5], dtype="int64[pyarrow]"), "int64[pyarrow]"),
     "booleans of Arrow": (pd.array([True, None, False], dtype="bool[pyarrow]"), "bool[pyarrow]"),

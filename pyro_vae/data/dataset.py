@@ -235,13 +235,23 @@ class Scaling:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
-        """Restores the object that :meth:`to_json` described."""
+        """Restores the object that :meth:`to_json` described.
+
+        Raises:
+            ValueError: If a centre is not finite, or a scale is not a finite number above 0.
+        """
         center, scale = (
             None
             if saved[key] is None
             else torch.tensor(saved[key], dtype=torch.float64, device="cpu")
             for key in ("center", "scale")
         )
+        finite = all(part is None or bool(part.isfinite().all()) for part in (center, scale))
+        if not finite or (scale is not None and not bool((scale > 0).all())):
+            raise ValueError(
+                "centres must be finite, and scales finite and above 0; got others: pass the "
+                "result of Scaling.to_json()"
+            )
         names = None if saved["names"] is None else tuple(saved["names"])
         return cls(center, scale, saved["log_scale"], names)
 

@@ -39,7 +39,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
-from .._arguments import shown
+from .._arguments import check_arguments, shown
 from .._warnings import once_for_all_columns, warn_of_column
 from ..formatting import count_of, first_few
 from .choices import kind_of, kind_of_matrix, read, warn_of_marks
@@ -515,15 +515,21 @@ class Columns:
         try:
             container = saved["container"]
             columns = tuple(_column_of(container, dict(entry)) for entry in saved["columns"])
+            names = [column.name for column in columns]
+            if len(set(names)) < len(names):
+                raise ValueError(f"`saved` must describe each column once; got {names}: {_SAVED}")
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"`saved` is not a description of columns ({type(error).__name__}: {error}): pass "
-                "the result of Columns.to_json()"
+                f"`saved` is not a description of columns ({type(error).__name__}: {error}): "
+                f"{_SAVED}"
             ) from error
         return cls(columns, container)
 
     def __repr__(self) -> str:
         return ", ".join(f"{name}: {type(kind).__name__}" for name, kind in self.kinds.items())
+
+
+_SAVED = "pass the result of Columns.to_json()"
 
 
 def _column_of(container: str, given: dict[str, Any]) -> Column:
@@ -538,6 +544,11 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
             "description with the version that wrote it"
         )
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    try:
+        check_arguments(KINDS[kind].__init__, arguments)
+    except (TypeError, ValueError) as error:
+        what = str(error).partition(": pass")[0]
+        raise ValueError(f"of column '{name}', {what}: {_SAVED}") from error
     return Column(name, KINDS[kind](**arguments), holds, dtype, unit)
 
 
