@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from .._annotations import Interval
@@ -25,6 +24,7 @@ from ..programs.modes import NamedModule
 from ..programs.pieces import in_pieces
 from ..randomness import forked_if
 from ..registry import is_registered
+from .priors import Unflattened
 
 _ROWS_AT_ONCE = 4096  # rows decoded at a time; affects memory only
 
@@ -45,7 +45,7 @@ class Generative(NamedModule):
         super().__init__()
         self.register_buffer("zero", torch.zeros((), dtype=like.dtype, device=like.device))
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples the latent sites inside the plate over data; returns one flat vector per row."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class Generative(NamedModule):
         shape = z.shape[:-1]
         last = len(shape) - 1
         rows = (part.expand(*shape, *part.shape[1:]).flatten(0, last) for part in given)
-        return _Unflattened(self.conditional(z.flatten(0, last), *rows), shape)
+        return Unflattened(self.conditional(z.flatten(0, last), *rows), shape)
 
     def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
         """Returns the mean of p(y | z) without a gradient; z may have any leading dimensions.
@@ -173,37 +173,6 @@ class Generative(NamedModule):
                 f"the data have dtype {y.dtype}, but the model has dtype {self.zero.dtype}: "
                 f"convert the data with torch.as_tensor(y).to({self.zero.dtype}){other}"
             )
-
-
-class _Unflattened(TorchDistribution):
-    """A distribution of rows in a batch shape of several dimensions."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, of_rows: Distribution, batch_shape: torch.Size) -> None:
-        self.of_rows, self.has_rsample = of_rows, of_rows.has_rsample
-        super().__init__(batch_shape, of_rows.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        """The support of a row."""
-        return self.of_rows.support
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns reparameterized draws."""
-        rows = self.of_rows.rsample(torch.Size(sample_shape))
-        return rows.unflatten(len(sample_shape), self.batch_shape)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns draws."""
-        rows = self.of_rows.sample(torch.Size(sample_shape))
-        return rows.unflatten(len(sample_shape), self.batch_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of values, which are repeated where they lack dimensions."""
-        rows = value.expand(self.batch_shape + self.event_shape)
-        flat = self.of_rows.log_prob(rows.flatten(0, len(self.batch_shape) - 1))
-        return flat.view(self.batch_shape)
 
 
 def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:

@@ -160,7 +160,7 @@ class ConditionalVAE(Decoded):
             return self.latent_prior(self.zero.expand(self.latent_dim))
         return self.latent_prior(x)
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples the site z, and returns its values."""
         return pyro.sample("z", self.prior(self._covariates(given)))
 

@@ -129,7 +129,7 @@ class LinearGaussian(Generative):
         r"""Returns the covariance of the data, :math:`W W^\top + \Psi`."""
         return self.loadings @ self.loadings.mT + self.variance().diag()
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples the site z, and returns its values."""
         zero = self.zero.expand(self.latent_dim)
         return pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))

@@ -133,38 +133,33 @@ class Flow(dist.TorchDistribution):
         return _at_least(total + noise.log_prob(value), self.batch_shape)
 
 
-class Unfolded(dist.TorchDistribution):
-    """Independent features whose batch dimension is split into two, such as data and times.
+class Unflattened(dist.TorchDistribution):
+    """A distribution whose first batch dimension is split into several, such as data and times.
 
     Arguments:
-        features: Distributions of batch shape `(rows * times, *datum)`, with no event dimension.
-        times: Length of the second of the two dimensions; the batch shape becomes `(rows, times,
-            *datum)`.
+        flat: The distribution, of batch shape `(rows, *rest)`.
+        sizes: Lengths of the dimensions that take the place of the first; their product is `rows`.
     """
 
-    # the features check their own parameters
+    # `flat` checks its own parameters
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
-    def __init__(self, features: Distribution, times: int) -> None:
-        self.features, self.times = features, times
-        many, *datum = features.batch_shape
-        shape = torch.Size([many // times, times, *datum])
-        super().__init__(shape, features.event_shape, validate_args=False)
+    def __init__(self, flat: Distribution, sizes: Size) -> None:
+        self.flat, self.sizes, self.has_rsample = flat, torch.Size(sizes), flat.has_rsample
+        shape = self.sizes + flat.batch_shape[1:]
+        super().__init__(shape, flat.event_shape, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """Returns the support of the features."""
-        return self.features.support
+        """Returns the support of the distribution."""
+        return self.flat.support
 
     @property
     def mean(self) -> Tensor:
-        """Returns the means of the features."""
-        return self._unfold(self.features.mean, 0)
+        """Returns the means."""
+        return self.flat.mean.unflatten(0, self.sizes)
 
-    def _unfold(self, value: Tensor, dim: int) -> Tensor:
-        return value.unflatten(dim, (-1, self.times))
-
-    def expand(self, batch_shape: Size, _instance: object = None) -> "Unfolded":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "Unflattened":
         """Returns the distribution unchanged; refuses all batch shapes but the present one."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
@@ -173,13 +168,20 @@ class Unfolded(dist.TorchDistribution):
         return self
 
     def sample(self, sample_shape: Size = ()) -> Tensor:
-        """Returns draws of all features."""
-        return self._unfold(self.features.sample(sample_shape), len(torch.Size(sample_shape)))
+        """Returns draws without a gradient."""
+        return self.flat.sample(torch.Size(sample_shape)).unflatten(len(sample_shape), self.sizes)
+
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
+        """Returns draws that carry a gradient."""
+        return self.flat.rsample(torch.Size(sample_shape)).unflatten(len(sample_shape), self.sizes)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density of each feature."""
-        dim = value.dim() - len(self.batch_shape)
-        return self._unfold(self.features.log_prob(value.flatten(dim, dim + 1)), dim)
+        """Returns the log density of values, which are repeated where they lack dimensions."""
+        shape = self.batch_shape + self.event_shape
+        value = value.expand(torch.broadcast_shapes(value.shape, shape))
+        dim = value.dim() - len(shape)
+        flat = self.flat.log_prob(value.flatten(dim, dim + len(self.sizes) - 1))
+        return flat.unflatten(dim, self.sizes)
 
 
 def _at_least(value: Tensor, shape: torch.Size) -> Tensor:

@@ -17,7 +17,7 @@ from ..randomness import forked_if
 from ..registry import registered
 from .base import Decoded
 from .conditional import as_normal, given_latents, latents_of
-from .priors import Prior, StandardNormal, Unfolded
+from .priors import Prior, StandardNormal, Unflattened
 
 
 def padded(
@@ -147,7 +147,7 @@ class SequentialVAE(Decoded):
         """Returns p(z_1); the event is a whole vector."""
         return self.latent_prior(self.zero.expand(self.state_dim))
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples the states one after another, and returns them as flat vectors."""
         z: list[Tensor] = [pyro.sample("z_1", self.prior())]
         for time in range(2, self.length + 1):
@@ -158,7 +158,8 @@ class SequentialVAE(Decoded):
         """Returns p(y | z) for every series."""
         self.likelihood.check_given(given)
         output, more = self._decoded(z, given)
-        features = Unfolded(self.likelihood.distribution(output, *more), self.length)
+        flat = self.likelihood.distribution(output, *more)
+        features = Unflattened(flat, (len(z), self.length))
         series = PartlyObserved(features, self.likelihood.fill(output))
         return series.to_event(len(series.batch_shape) - 1)
 

@@ -70,7 +70,7 @@ class VAE(Decoded):
         """Returns p(z); the event is a whole vector."""
         return self.latent_prior(self.zero.expand(self.latent_dim))
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples the site z, and returns its values."""
         return pyro.sample("z", self.prior())
 
@@ -127,7 +127,7 @@ class MixtureVAE(Decoded):
         self._check_decoder(latent_dim)
         self.mixture.setup(self.zero.expand(latent_dim))
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples the cluster and z of every datum, and returns the values of z."""
         mixture = self.mixture
         c = pyro.sample("c", dist.Categorical(logits=mixture.log_shares()))
@@ -254,7 +254,7 @@ class HierarchicalVAE(Decoded):
         """Returns p(z_L); the event is a whole vector."""
         return self.latent_prior(self.zero.expand(self.sizes[0]))
 
-    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "*particles rows latents"]:
         """Samples all layers from the top down, and returns them as flat vectors."""
         top, *below = self.names
         z: list[Tensor] = [pyro.sample(top, self.prior())]
