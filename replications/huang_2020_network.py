@@ -14,8 +14,8 @@ from .record import ADAM, Claim, Finding, numbers
 BETAS = (0.5, 2.0, 8.0)
 CLAIM = Claim(
     title=(
-        "The rate-distortion curve of a network lies below its encoder; log Z is bounded on both "
-        "sides"
+        "The rate-distortion curve of a network lies below that of its encoder; log Z is bounded "
+        "on both sides"
     ),
     source=(
         "Huang, Makhzani, Cao & Grosse, 2020: Evaluating Lossy Compression Rates of Deep "

@@ -36,20 +36,19 @@ CLAIM = Claim(
     ),
     criterion="The slopes of log SNR against log K are within 0.15 of those of the theorem.",
     remark=(
-        "The theorem's slope for DReG is reached only with many draws. Its gradient is a sum "
-        "with squared importance weights w^2. From K = 1 on, the noise first grows, because the "
-        "squared weights become uneven (E w^4 is 20 times (E w)^4 here), and only then averages "
-        "out. From K = 64 on, in the further run, the slope is that of the theorem. Two other "
-        "settings had been tried before. The first took the gradient over all data, with slopes "
-        "of -0.44, -0.03 and +0.24: the mean gradient with respect to m falls with K, because "
-        "log p is nearly at its maximum. The second took one datum and offsets of 0.05, with "
-        "slopes of -0.30, +0.28 and -0.06: there the weights are so uneven that K = 64 is not "
-        "large. The criterion was not changed. In this model the gradient with respect to b is a "
-        "constant minus twice the gradient with respect to m, for any draws. The ratio of their "
-        "standard deviations is therefore 1/2 at every K, and what grows like K is the ratio of "
-        "their SNRs. Values of 4.0, 14.6, 117 and 1,130 at K = 1, 10, 100 and 1,000 are quoted "
-        "for a ratio of standard deviations. The paper could not be read to find out which ratio "
-        "is meant."
+        "The theorem's slope for DReG is reached only with many draws. Its gradient is a sum with "
+        "squared importance weights w^2. From K = 1 on, the noise first grows, because the squared "
+        "weights become uneven (E w^4 is 20 times (E w)^4 here), and only then averages out. From "
+        "K = 64 on, in the further run, the slope is that of the theorem. Two other settings had "
+        "been tried before. The first took the gradient over all data, with slopes of -0.44, -0.03 "
+        "and +0.24: the mean gradient with respect to m falls with K, because log p is nearly at "
+        "its maximum. The second took one datum and offsets of 0.05, with slopes of -0.30, +0.28 "
+        "and -0.06: there the weights are so uneven that K = 64 is not large. The criterion was "
+        "not changed. In this model the gradient with respect to b is a constant minus twice the "
+        "gradient with respect to m, for any draws. So the ratio of their standard deviations is "
+        "1/2 at every K, and it is the ratio of their SNRs that grows like K. Values of 4.0, 14.6, "
+        "117 and 1,130 at K = 1, 10, 100 and 1,000 are quoted for a ratio of standard deviations. "
+        "The paper could not be read to find out which ratio is meant."
     ),
     explained=True,
 )

@@ -37,13 +37,13 @@ CLAIM = Claim(
     remark=(
         "The two differences in (a) are within their standard errors. So (a) is met but not "
         "demonstrated. On (b): after 20 epochs 10,000 draws from the encoder are enough for such "
-        "images, as far as these numbers can tell. In the further run the decoder was trained "
-        "for 100 epochs, and the bound is low by more than four standard errors. The bias of a "
+        "images, as far as these numbers can tell. In the further run the decoder was trained for "
+        "100 epochs, and the bound is too low by more than four standard errors. The bias of a "
         "bound grows with training, and the source's decoders were trained for far longer, on "
         "twelve times as many images. The criterion was not changed. To save time, the "
         "temperatures of the upper and lower bound were cut from 1,000 to 500 before the first "
-        "run. After this run the title, which had named the bounds only, was widened to all "
-        "three results."
+        "run. After this run the title, which had named the bounds only, was widened to all three "
+        "results."
     ),
     explained=True,
 )

@@ -16,7 +16,8 @@ from ..record import Claim, Finding, numbers, within
 REQUIREMENTS = (TORCH, "ctgan==0.12.1")
 CLAIM = Claim(
     title=(
-        "The loss of ctgan's TVAE is no negative ELBO, because it counts the reconstruction twice"
+        "The loss of ctgan's TVAE is not a negative ELBO, because it counts the reconstruction "
+        "twice"
     ),
     source="ctgan 0.12.1: `TVAE.fit` and the loss that it records, at the default `loss_factor=2`",
     setting=(

@@ -35,13 +35,13 @@ CLAIM = Claim(
     ),
     remark=(
         "The package computes log y! by Stirling's formula. The formula is exact in the limit of "
-        "large counts, but too low by 0.081 for y = 1, and oaks has thousands of small counts. "
-        "The error does not depend on parameters, so the fit and the ranking of models on the "
-        "same data are unaffected. A comparison with another package, or a likelihood ratio "
-        "against another family, is affected. The parameters and q are good: with the exact log "
-        "y!, the loss of q is the inference gap in the table. The attribute `elbo` is the value "
-        "before the last step of the fit. It is therefore another 6 nats away from the bound at "
-        "the parameters that are returned."
+        "large counts, but too low by 0.081 for y = 1, and oaks has thousands of small counts. The "
+        "error does not depend on parameters, so the fit and the ranking of models on the same "
+        "data are unaffected. A comparison with another package, or a likelihood ratio against "
+        "another family, is affected. The parameters and q are good: with the exact log y!, q "
+        "loses only the inference gap given in the table. The attribute `elbo` is the value before "
+        "the last step of the fit. So it is another 6 nats away from the bound at the parameters "
+        "that are returned."
     ),
 )
 

@@ -13,8 +13,8 @@ CLAIM = Claim(
     source="sbi 0.27.0: `psis_diagnostics`, which `VIPosterior.evaluate` reports as its quality",
     setting=(
         "The target is N(0, I) in two dimensions and q is N(0, s^2 I), so that the weights are "
-        "exactly Pareto with k = 1 - s^2. There are 20 repeats with 10,000 draws each. Ours is "
-        "from `pv.audit` with the log densities of the same draws."
+        "exactly Pareto with k = 1 - s^2. There are 20 repeats with 10,000 draws each. Our k-hat "
+        "is from `pv.audit`, with the log densities of the same draws."
     ),
     criterion="The mean k-hat is within 0.1 of the exact k, for each of five widths of q.",
     remark=(

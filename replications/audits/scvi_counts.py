@@ -34,14 +34,14 @@ CLAIM = Claim(
         "errors of the bound with the number of draws asked for."
     ),
     remark=(
-        "Per cell, the value is the bound with 1,000 draws, as documented. With "
-        "`return_mean=True` the means of the batches are averaged, so the last batch, which is "
-        "smaller, counts as much as the others. The fourth row shows the effect of this on the "
-        "package's own values per cell. If the draws of one pass do not divide the draws asked "
-        "for, the package makes one more pass (120 draws for 100) but divides the sum by the "
-        "number asked for. Every cell is then too high by log(120 / 100). The default settings "
-        "avoid this second error. They avoid the first one only if the cells fill all batches. "
-        "The code had been read before the criterion was written."
+        "Per cell, the value is the bound with 1,000 draws, as documented. With `return_mean=True` "
+        "the means of the batches are averaged, so the last batch, which is smaller, counts as "
+        "much as the others. The fourth row shows the effect of this on the package's own values "
+        "per cell. If the draws of one pass do not divide the draws asked for, the package makes "
+        "one more pass (120 draws for 100) but divides the sum by the number asked for. The value "
+        "of every cell is then too high by log(120 / 100). The default settings avoid this second "
+        "error. They avoid the first one only if the cells fill all batches. The code had been "
+        "read before the criterion was written."
     ),
 )
 

@@ -31,10 +31,10 @@ CLAIM = Claim(
     remark=(
         "The score is the log-likelihood of the PCA's parameters, to the last digits. These "
         "parameters come from singular values divided by N - 1 (the unbiased covariance), where "
-        "maximum likelihood divides by N. The last row is the resulting loss per wine: D (log c "
-        "+ 1 / c - 1) / 2 with c = N / (N - 1), or about D / (4 N^2). The loss is negligible if "
-        "there are many more rows than columns. A comparison by likelihood with a model that was "
-        "fitted with N is off by this loss."
+        "maximum likelihood divides by N. The last row is the resulting loss per wine: D (log c + "
+        "1 / c - 1) / 2 with c = N / (N - 1), or about D / (4 N^2). The loss is negligible if "
+        "there are many more rows than columns. A likelihood comparison with a model whose fit "
+        "divides by N is off by this loss."
     ),
 )
 
