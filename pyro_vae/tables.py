@@ -8,9 +8,9 @@ categories and missing entries (:mod:`pyro_vae.defaults`):
     vae.fit(num_epochs=300)
 
 `vae.model`, `vae.guide` and `table.train` work with everything else in this library. The
-`TableVAE`, in memory and on disk, also has the names of the columns, by which later tables are
-matched. It has centres and scales, so that densities are in the data's own units. It has digests of
-the training rows, so that no training row is mistaken for held-out data.
+`TableVAE`, in memory and on disk, also has the names of the columns, which are used to match the
+columns of later tables. It has centres and scales, so that densities are in the data's own units.
+It has digests of the training rows, so that no training row is mistaken for held-out data.
 """
 
 import base64
@@ -93,7 +93,7 @@ class TableVAE:
     Arguments:
         model: The Pyro program of encoded rows.
         guide: The guide.
-        units: Kinds, centres and scales of the columns, by which tables are encoded.
+        units: Kinds, centres and scales of the columns, with which tables are encoded.
         holes: Whether the encoder has seen missing entries.
         digests: Digests of the training rows, or None if they are not known.
         dataset: The data set whose training rows `fit` uses; None if the rows are not available.

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its place, synced to disk, and moved there in one step.
+"""Atomic writes: a file is written next to its final place, synced, and moved there in one step.
 
 If writing is interrupted (a full disk, Ctrl-C, a killed process), the older file is still there. A
 place that cannot be written to is refused before anything is computed.

@@ -290,7 +290,7 @@ def single_latents(
 
 
 def single_information(posterior: Posterior) -> Estimate:
-    """Estimates the information that each latent alone has about the identity of the datum.
+    """Estimates the information that each latent by itself has about the identity of the datum.
 
     The prior of the program may be of any kind, and may differ between data, because the
     information does not depend on it. Here the information is computed as if the prior were normal,

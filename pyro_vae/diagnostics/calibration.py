@@ -249,12 +249,12 @@ def simulation_based_calibration(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated values.
-        num_data: Number of data to simulate, by default one per row; rows are used in turn. With
-            1,000 data, an error of 8% in a scale is detected.
+        num_data: Number of data to simulate, by default one per row; if there are fewer rows, they
+            are repeated. With 1,000 data, an error of 8% in a scale is detected.
         num_samples: Draws of the guide per datum, :math:`L`; if L + 1 has many divisors, a
             histogram of the ranks can have equal bins.
         quantities: Functions of z and y that are ranked in addition to the entries of the flat
-            latent vector; by default :math:`\log p(y \mid z)` alone (:func:`log_likelihood`).
+            latent vector; by default only :math:`\log p(y \mid z)` (:func:`log_likelihood`).
         given: Values of the global latent sites; by default the mean of their posterior. Latents
             and data are simulated given these.
         seed: Seed of all draws; the caller's random stream is left alone.

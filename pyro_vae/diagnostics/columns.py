@@ -4,7 +4,7 @@ Every entry is compared with the model's prediction of it from the other entries
 
 .. math:: p(y_d \mid y_{-d}) = \int p(y_d \mid z) \, p(z \mid y_{-d}) \, dz .
 
-The same draws :math:`z_k \sim q(z \mid y)` serve all columns. If the importance weights are
+The same draws :math:`z_k \sim q(z \mid y)` are used for all columns. If the importance weights are
 divided by an entry's density, the weighted draws represent the posterior that has not seen this
 entry:
 
@@ -96,7 +96,7 @@ def leave_one_out(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. Importance weights
             correct for the errors of the guide.
         data: The batch tensor, or a tuple of tensors.
-        num_samples: Draws of the guide per datum, which serve all columns.
+        num_samples: Draws of the guide per datum; all columns use the same draws.
         names: Names of the columns; their positions by default.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of all random numbers; the caller's random stream is left alone.

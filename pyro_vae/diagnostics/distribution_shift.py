@@ -69,17 +69,18 @@ def out_of_distribution(
 
     P-values are exact for a datum that is exchangeable with the reference, whatever the guide. If
     the reference is simulated from the model, a rejected datum is one that the model does not
-    produce, or that the guide was not trained for. Do not rely on the guide alone for such a datum,
-    and check the model. If the reference is held-out data, a rejected datum is unlike these data.
-    Even for a datum that passes, and for all reference data, the guide's posterior may be poor;
-    importance weights reveal this.
+    produce, or that the guide was not trained for. For such a datum, check the model, and
+    check the guide with importance weights. If the reference is held-out data, a rejected datum is
+    unlike these data. Even for a datum that passes, and for all reference data, the guide's
+    posterior may be poor; importance weights reveal this.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of tensors.
-        reference: Held-out data, or the number of data to simulate from the model, at least 20. For
-            simulations, rows of `data` are used in turn for covariates and missing entries.
+        reference: Held-out data, or the number of data to simulate from the model, at least 20.
+            Simulated data have the covariates of the rows of `data`, and the same entries missing;
+            these rows are repeated if necessary.
         num_samples: Draws of the guide per datum, at least 2.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of all random numbers; the caller's random stream is left alone.

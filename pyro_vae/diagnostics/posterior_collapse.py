@@ -124,7 +124,8 @@ class Collapse(Result):
 
     Arguments:
         rate: Divergence of the posterior from the prior, mean over data, in nats; exact.
-        information: Information of the latent alone about the identity of the datum, in nats.
+        information: Information that the latent by itself has about the identity of the datum, in
+            nats.
         mismatch: Divergence of the latent's aggregated posterior from its prior, in nats.
         variances: Variance over data of the posterior mean, in units of the prior's variance.
         uses: The verdict on each latent.
@@ -196,9 +197,10 @@ def collapse(
     all data, and this posterior is not the prior.
 
     Latents are considered one at a time: two latents may carry the same information, or together
-    carry information that neither has alone. A collapsed latent need not be a failure of the guide.
-    Even under exact inference a latent collapses if the data do not need it. In probabilistic PCA
-    this happens if the eigenvalue of the latent is at most the variance of the noise.
+    carry information that neither carries by itself. A collapsed latent need not be a failure of
+    the guide. Even under exact inference a latent collapses if the data do not need it. In
+    probabilistic PCA this happens if the eigenvalue of the latent is at most the variance of the
+    noise.
 
     Rates are known if posteriors and prior are normal, whichever guide and model they come from.
     Otherwise only the variances of the posterior means are given.

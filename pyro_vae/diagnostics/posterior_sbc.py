@@ -139,7 +139,7 @@ def posterior_calibration(
         num_replicates: Number of simulated :math:`y'` per datum.
         num_samples: Draws of the guide per replicate, :math:`L`.
         quantities: Functions of z and :math:`y'` that are ranked in addition to the latents; by
-            default :math:`\log p(y' \mid z)` alone (:func:`log_likelihood`).
+            default only :math:`\log p(y' \mid z)` (:func:`log_likelihood`).
         given: Values of the latent sites that all data share, by name.
         seed: Seed of all random numbers; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.

@@ -362,7 +362,7 @@ def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labell
 
 
 def _prior(program: Program, block: _Block, draws: int) -> _Groups:
-    """Draws latents and data from the model, given the covariates alone."""
+    """Draws latents and data from the model, given only the covariates."""
     if draws == 0:
         return {}
     axes = data_axes(program, block.batch)

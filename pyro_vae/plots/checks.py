@@ -309,7 +309,7 @@ def plot_predictive_check(
         observed: Statistics of the observed data set, by name, as in
             :attr:`pyro_vae.diagnostics.PredictiveCheck.observed_by_name`.
         replicated: Statistics of the replicated data sets, `(draws,)` each, under the same names.
-        p_values: P-values under the same names, to be written beside the names.
+        p_values: P-values under the same names, to be written next to the names.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:

@@ -265,7 +265,7 @@ def plot_rate_distortion(
     Along a line of slope -1 the ELBO is constant. At an optimum the curve has the slope
     :math:`-\beta`, so at :math:`\beta = 1` the curve touches the line of the highest ELBO. If the
     information :math:`I` is given, it is drawn as a tick to the left of each point of the first
-    curve, and joined to this point by a line. The entropy :math:`H`, the distortion :math:`D`
+    curve, and connected to this point by a line. The entropy :math:`H`, the distortion :math:`D`
     and the rate :math:`R` bound it: :math:`H - D \le I \le R`. So the tick lies between the point
     and the shaded region, which no model and guide can reach.
 

@@ -74,9 +74,9 @@ def marginal(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries. For `None`, and for a guide with
-            :class:`pyro_vae.LocalParameters`, whose rows were fitted to all entries, a Gaussian is
-            fitted to the posterior of every row.
+        guide: A guide that handles missing entries. If it is `None`, or has
+            :class:`pyro_vae.LocalParameters`, which were fitted to all entries of the rows, a
+            Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them; entries of other columns are ignored.
         columns: The features, by position in the flattened datum or by name.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
@@ -132,9 +132,9 @@ def conditional(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries. For `None`, and for a guide with
-            :class:`pyro_vae.LocalParameters`, whose rows were fitted to all entries, a Gaussian is
-            fitted to the posterior of every row.
+        guide: A guide that handles missing entries. If it is `None`, or has
+            :class:`pyro_vae.LocalParameters`, which were fitted to all entries of the rows, a
+            Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them.
         columns: Columns A, by position in the flattened datum or by name. They must be observed in
             every row.
@@ -350,9 +350,9 @@ def conditional_density(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries. For `None`, and for a guide with
-            :class:`pyro_vae.LocalParameters`, whose rows were fitted to all entries, a Gaussian is
-            fitted to the posterior of every row.
+        guide: A guide that handles missing entries. If it is `None`, or has
+            :class:`pyro_vae.LocalParameters`, which were fitted to all entries of the rows, a
+            Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: The feature, by position in the flattened datum or by name.
         grid: Values at which the density is evaluated. By default, values of the feature are drawn,

@@ -147,9 +147,9 @@ def explain(
 ) -> Explanation:
     r"""Computes the effect of each latent on each column.
 
-    Latents are ordered by the information that each latent carries alone. While one latent moves,
-    the others are 0. If the others had different values, the effects could differ. Covariates are
-    those of the first datum.
+    Latents are ordered by the information that each latent carries by itself. While one latent
+    moves, the others are 0. If the others had different values, the effects could differ.
+    Covariates are those of the first datum.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.

@@ -1,6 +1,6 @@
 r"""Dependence between features under the fitted model.
 
-Under p(y), features depend on one another through z alone. Correlations are computed from draws of
+Under p(y), features depend on one another only through z. Correlations are computed from draws of
 the model. Mutual information is zero if and only if two features are independent. It is estimated
 by an average of log density ratios over draws of the model, and the densities are integrals over z:
 

@@ -207,12 +207,13 @@ def outliers(
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. For `None`, and for a
-            guide with :class:`pyro_vae.LocalParameters`, which has no parameters for the reference
-            data, a Gaussian is fitted to the posterior of every row.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. If it is `None`, or
+            has :class:`pyro_vae.LocalParameters`, which are not available for the reference data, a
+            Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them.
         reference: Number of data to simulate from the model, or held-out data without missing
-            entries. For simulations, covariates are taken from the rows of `data`, in turn.
+            entries. Simulated data have the covariates of the rows of `data`, which are
+            repeated if necessary.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`, for data and reference alike; by
             default importance sampling with 250 draws. The cost is proportional to the size of the
             reference times the number of patterns of missing entries.

@@ -154,7 +154,7 @@ class Traversal(Result):
     Arguments:
         order: The latents, by their positions in the model, most informative first, `(latents,)`.
         names: Names of the latents, in the order of `order`.
-        information: Information about the identity of the datum that each latent carries alone,
+        information: Information that each latent by itself carries about the identity of the datum,
             `(latents,)`, in nats, in the order of `order`. If some are unknown (nan), latents are
             ordered by the spread of the posterior mean over the middle two thirds of the data.
         levels: Levels of the quantiles, between 0 and 1, `(steps,)`.
@@ -283,7 +283,7 @@ def traverse(
     .. math:: \mathbb{E}[y \mid z_d = F_d^{-1}(t), \ z_{-d} = a_{-d}], \qquad
         F_d(u) = \frac{1}{N} \sum_n q(z_d \le u \mid y_n)
 
-    Latents are ordered by the information that each carries alone, :math:`I_q(n; z_d)`
+    Latents are ordered by the information that each carries by itself, :math:`I_q(n; z_d)`
     (:func:`pyro_vae.diagnostics.collapse`). If the effect of a latent depends on the others,
     a traversal shows the effect for only one setting of the others: try several values of `at`.
     Covariates are those of the first datum.
@@ -353,7 +353,7 @@ def _levels(num_data: int) -> tuple[float, ...]:
 
 
 def _information(posterior: Posterior, latents: int) -> Estimate:
-    """Returns the information that each latent carries alone; nan if the density is unknown."""
+    """Returns the information that each latent carries by itself; nan if a density is unknown."""
     try:
         return single_information(posterior)
     except UnknownDensity:
