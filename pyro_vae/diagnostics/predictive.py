@@ -202,7 +202,7 @@ def predictive_check(
     Replicates are data sets of the same size with the same covariates, and with the same entries
     missing (nan). Your own statistics must skip missing entries. Latents from the prior (the
     default) test whether the data could come from the model. Latents from the guide were inferred
-    from the data: a check with these is optimistic, and only rejections are meaningful. P-values
+    from the data, so a check with them is optimistic: only rejections are meaningful. P-values
     are exact for data that the model was not fitted to. For the model's training data they are too
     large.
 

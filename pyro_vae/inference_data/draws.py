@@ -215,8 +215,8 @@ def to_inference_data(
     If there is one observed site, its axis is called `feature`; several axes are numbered
     (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered in the same way.
     With several observed sites, the log likelihood is summed over the sites and called `observed`.
-    Sites of `pyro.deterministic` are included if they have a value per datum. They are left out if
-    discrete latents were summed out, because they may depend on these latents' unknown values.
+    Sites of `pyro.deterministic` are included if they have a value per datum, but not if discrete
+    latents were summed out, because the sites may depend on the unknown values of these latents.
 
     In `posterior_predictive` and `prior_predictive` each draw is a whole data set, with the size
     and the covariates of the data, as ArviZ's plots expect. `prior` has the latents from which the
