@@ -206,7 +206,10 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _parts(transform: Transform) -> list[Transform]:
-    """A composed transform's parts, in the order of application; else a list of the transform."""
+    """The transforms that a transform applies in turn.
+
+    For a transform that is not composed, this is a list with the transform itself.
+    """
     return transform.parts if isinstance(transform, ComposeTransform) else [transform]
 
 

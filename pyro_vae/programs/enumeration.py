@@ -65,7 +65,7 @@ class Combinations:
         }
 
     def check(self, sites: Mapping[str, TracedSite]) -> None:
-        """Refuses a run in which a discrete site's support is not the values listed here.
+        """Refuses a run in which a discrete site has other possible values than those listed here.
 
         Raises:
             ValueError: If a bound of a site's support differs from that of the listed values.

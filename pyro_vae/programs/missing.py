@@ -32,7 +32,8 @@ class PartlyObserved(dist.TorchDistribution):
             discarded.
 
     Raises:
-        ValueError: If the distribution has event dimensions, because it need not factorize.
+        ValueError: If the distribution has event dimensions, because its density need not factorize
+            over the features.
 
     References:
         | Handling Incomplete Heterogeneous Data using VAEs (Nazabal et al., 2020)
