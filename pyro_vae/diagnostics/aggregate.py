@@ -1,6 +1,6 @@
 r"""The aggregated posterior and the prior: how much they differ, and where.
 
-A model generates data from draws of :math:`p(z)`, but its decoder was trained at draws of
+A model generates data from draws of :math:`p(z)`, but its decoder was trained on draws of
 :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`. Where the two differ, the model generates from
 latents that the decoder was not trained on. The rate is the mean divergence of the posteriors from
 the prior. It splits into the information of z about the identity of the datum, and the divergence
