@@ -223,11 +223,9 @@ def entry_of(support: Constraint) -> Constraint:
 
 def bounds_of(support: Constraint, value: Tensor) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds of a support's entries; infinite where the support has no bound."""
-    entry = entry_of(support)
-    is_simplex = entry is constraints.simplex
-    low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
-    high = 1.0 if is_simplex else getattr(entry, "upper_bound", torch.inf)
-    low, high = (torch.as_tensor(bound, device=value.device).to(value) for bound in (low, high))
+    low, high = (0.0, 1.0) if entry_of(support) is constraints.simplex else _ends(support)
+    ends = (-torch.inf if low is None else low, torch.inf if high is None else high)
+    low, high = (torch.as_tensor(end, device=value.device).to(value) for end in ends)
     return low, high
 
 

@@ -507,7 +507,7 @@ def _conversion(part: Any) -> str:
     """Text for an error message: how to convert one element of a batch to a tensor."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
-    if isinstance(part, list) and len({getattr(one, "shape", None) for one in part}) > 1:
+    if isinstance(part, list) and len({one.shape for one in part if isinstance(one, Tensor)}) > 1:
         return (
             "torch.nn.utils.rnn.pad_sequence(y, batch_first=True) and the lengths as two tensors, "
             "or tuple(y) if its entries are the parts of one batch"
