@@ -21,7 +21,7 @@ ROWS = torch.tensor([[0.3, -1.2, 0.4], [0.9, 2.0, -0.5], [-1.0, -0.3, 0.2], [1.5
 
 @program
 def tied_groups() -> Case:
-    """Effects of groups, picked by a column of group numbers; the guide builds on drawn effects."""
+    """Group effects, selected by a column of group numbers; the guide of z uses drawn effects."""
 
     def model(y: Tensor, group: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -47,7 +47,7 @@ def tied_groups() -> Case:
 
 @program
 def crossed_factor() -> Case:
-    """A factor model with the data at dim -2 and the features at dim -1, entered in both orders."""
+    """A factor model with plates over data (dim -2) and features (dim -1), nested in both orders."""
 
     def model(y: Tensor) -> None:
         features = pyro.plate("features", 3, dim=-1)
@@ -74,7 +74,7 @@ def crossed_factor() -> Case:
 
 @program
 def intervened() -> Case:
-    """A treatment that poutine.do sets to the data's: its own site is left as a discrete latent."""
+    """poutine.do sets the treatment to its value in the data; its site stays a discrete latent."""
 
     def observed(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -122,7 +122,7 @@ def normalized_flow_prior() -> Case:
 
 @program
 def automatic_globals() -> Case:
-    """AutoNormal for the global sites, made from a blocked model, and a local guide on top."""
+    """AutoNormal as the guide of the global sites, within a guide written by hand."""
 
     def model(y: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -167,7 +167,7 @@ def masked_mixture() -> Case:
 
 @program
 def counted_animals() -> Case:
-    """N-mixture: an enumerated number of animals, of which each of three visits finds some."""
+    """N-mixture model: the number of animals is enumerated; each of three visits counts some."""
 
     @config_enumerate
     def model(y: Tensor) -> None:

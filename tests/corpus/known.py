@@ -42,7 +42,7 @@ NAMED = Known(
     ("refused",),
     "there are as many items as data, so `pv.minibatch` needs the name of the plate over data",
 )
-INVERTED = Known(("refused",), "the flow has no inverse, so other points have no known density")
+INVERTED = Known(("refused",), "the flow has no inverse, so the density at other points is unknown")
 AUXILIARY = Known(("refused",), "the density of this guide at a given point is unknown")
 
 KNOWN: dict[tuple[str, str, str], Known] = {
