@@ -306,7 +306,7 @@ def zero_inflated() -> Case:
 
 @program
 def hurdle() -> Case:
-    """Hurdle model: whether an amount is positive; where it is not, poutine.mask hides the amount."""
+    """Hurdle model: whether an amount is positive; if it is not, poutine.mask hides the amount."""
     y, net = torch.tensor([0.0, 1.3, 0.4, 0.0]), nn.Linear(1, 2)
 
     def model(y: Tensor) -> None:

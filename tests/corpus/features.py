@@ -47,7 +47,7 @@ def tied_groups() -> Case:
 
 @program
 def crossed_factor() -> Case:
-    """A factor model with plates over data (dim -2) and features (dim -1), nested in both orders."""
+    """A factor model: plates over data (dim -2) and features (dim -1) are nested in both orders."""
 
     def model(y: Tensor) -> None:
         features = pyro.plate("features", 3, dim=-1)
