@@ -550,7 +550,7 @@ def test_what_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="`guides` must have at least one entry"):
         small(Program(), {})
     for name in ("", " \u200b", "a\nb", "\ud800"):
-        with pytest.raises(ValueError, match="visible text in one line; got "):
+        with pytest.raises(ValueError, match="one line of visible text; got "):
             small(Program(), {name: by_hand})
     with pytest.raises(ValueError, match=r"cannot write `about\['x'\]` as JSON"):
         small(Program(), {"a": by_hand}, about={"x": object()})

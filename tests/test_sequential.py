@@ -272,7 +272,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must give 2 latents, .* a state has; got 3"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)
     masked = pv.likelihoods.SelfMasking(gaussian, 3)
-    with pytest.raises(ValueError, match=r"model the features alone, .* got SelfMasking: pass"):
+    with pytest.raises(
+        ValueError, match=r"must not model which entries are missing, .* got SelfMasking: pass"
+    ):
         SequentialVAE(walk, nn.Linear(2, 3), masked, 2, 4)
     with pytest.raises(ValueError, match="cannot decode z"):
         SequentialVAE(walk, nn.Linear(3, 3), gaussian, 2, 4)

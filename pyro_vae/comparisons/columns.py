@@ -140,7 +140,7 @@ class Row:
 
 
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
-    """Returns the columns of a table on the HTML page, except columns in which all is unknown."""
+    """Returns the columns of a table on the HTML page, except columns without a known value."""
     return [
         column
         for column in COLUMNS

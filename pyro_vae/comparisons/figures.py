@@ -107,7 +107,7 @@ def _pareto_k(table: "Comparison") -> "Figure":
 
 
 def _reconstructions(table: "Comparison") -> "Figure":
-    """Plots some data, and means of p(y | z) at the data's embeddings and at prior draws of z."""
+    """Plots some data, and means of p(y | z) at their posterior means and at prior draws of z."""
     few, results = take_rows(table.test, slice(_PICTURES)), table.results
     reconstructions = {
         name: _decoded(result, few, result.means[:_PICTURES]) for name, result in results.items()

@@ -263,8 +263,8 @@ class _OfPair(Column):
 
     Arguments:
         cell: Makes the cell of a pair.
-        of_models: Whether the column compares the guides' models; it is then left out if the model
-            is fixed.
+        of_models: Whether the column compares the guides' models; such a column is left out if the
+            model is fixed.
     """
 
     cell: Callable[[Difference], Cell]
@@ -401,7 +401,7 @@ def _repeat(tables: "Mapping[str, Comparison]") -> list[Block]:
 
 
 def _commands(run: Mapping[str, Any]) -> str:
-    """Returns shell lines that install the packages used, and run the command that was given."""
+    """Returns shell lines that install the packages used, and repeat the command if it is known."""
     packages = {name: text for name, text in run["versions"].items() if name != "pyro-vae"}
     # A suffix such as `+cpu` names a build that only some package indexes have.
     pinned = shlex.join(f"{name}=={text.split('+')[0]}" for name, text in packages.items())

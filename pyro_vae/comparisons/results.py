@@ -59,8 +59,8 @@ class GuideResult(Result):
         test: ELBO of the held-out data, and log p with the guide itself as the proposal.
         gap: Log p of the held-out data by the tightest estimator, and the parts of the gap
             between log p and the ELBO.
-        refined: ELBO of the held-out data after some steps per datum from the guide's output; None
-            if this guide cannot be refined.
+        refined: ELBO of the held-out data when the guide's output is refined by a few steps per
+            datum; `None` if this guide cannot be refined.
         means: Posterior means of the held-out data, `(batch, latents)`.
         prior_variance: Variance of each latent under the model's prior, `(latents,)`.
         information: Mutual information of z and the held-out data.
@@ -213,7 +213,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 
 def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
-    """States how much of a map's cost would be recovered by refining the map at test time.
+    """States how much of the amortization gap refining the guide at test time would close.
 
     Arguments:
         gained: ELBO of the refined guide minus the guide's own, a mean over data in nats.
@@ -266,7 +266,7 @@ class Rival(NamedTuple):
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """Returns the name of the guide of highest log p or, for a fixed model, highest ELBO."""
+    """Returns the name of the guide with the highest log p, or ELBO if the model is fixed."""
     what = "log_marginal" if train_model else "elbo"
     return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
 

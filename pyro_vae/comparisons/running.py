@@ -200,8 +200,8 @@ def _check_names(guides: Mapping[str, Candidate]) -> None:
         is_line = not {unicodedata.category(letter) for letter in name} & {"Cc", "Cs"}
         if not (is_line and is_visible(name)):
             raise ValueError(
-                f"each name in `guides` must be visible text in one line; got {name!r}: use a name "
-                "for tables and files, as in {'amortized': ...}"
+                f"each name in `guides` must be one line of visible text; got {name!r}: use a "
+                "plain name, as in {'amortized': ...}"
             )
 
 
@@ -289,7 +289,7 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, first: GuideResult | None = None
     ) -> GuideResult:
-        """Trains and evaluates a guide; for a fixed model, log p is that of the `first` result."""
+        """Trains and evaluates a guide; with a fixed model, takes log p from the `first` result."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
@@ -321,10 +321,11 @@ class _Run:
         return {name: self.options[name] for name in ("seed", "progress")}
 
     def _estimator(self, first: GuideResult | None) -> Estimator | None:
-        """Returns the estimator of log p; for a fixed model, it repeats the `first` estimate.
+        """Returns the estimator of log p.
 
-        If log p is conditional on global sites, which each guide infers, log p is estimated anew
-        for each guide.
+        If the model is fixed, log p does not depend on the guide, so the estimator returns the
+        estimate of the `first` result. But if log p is conditional on global sites, which each
+        guide infers, it is estimated anew for each guide.
         """
         if self.train_model or first is None or first.gap.given:
             return self.estimator
@@ -344,7 +345,7 @@ class _Run:
             return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, **self._common)
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
-        """Copies the model and the candidate, and builds a guide of the copied model."""
+        """Copies the model, and builds a guide of the copy from a copy of the candidate."""
         copies = Copies(self._few, self.options["seed"])
         model = copies.of_program(self.model, trained=self.train_model)
         if self.train_model:
@@ -397,7 +398,7 @@ class _Run:
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
-    """Converts a fit of parameters per datum to a training result with one entry of history."""
+    """Converts a fit of parameters per datum to a training result whose history has one entry."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values |= {"kl_weight": 1.0, "loss": -values["elbo"]}

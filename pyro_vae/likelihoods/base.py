@@ -164,8 +164,8 @@ class Features(dist.TorchDistribution):
     Data are not validated here: `Likelihood.check` refuses invalid data once, before training.
 
     Arguments:
-        parameters: Tensors that broadcast to the shape of a batch of data, followed by `trailing`
-            further dimensions, such as one for categories.
+        parameters: Tensors that broadcast to the shape of a batch of data with `trailing` further
+            dimensions at the end, such as one for categories.
     """
 
     trailing: ClassVar[int] = 0
@@ -234,7 +234,8 @@ def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
     """Returns, for each column, the smoothed share of the observed entries where `hits` is true.
 
-    An entry is added, half true and half false, because the logit of a share of 0 or 1 is infinite.
+    Half a true and half a false entry are added to each column, because the logit of a share of 0
+    or 1 is infinite.
     """
     observed = ~y.isnan()
     return ((hits & observed).sum(dim=0).to(y) + 0.5) / (observed.sum(dim=0).to(y) + 1)

@@ -2,8 +2,8 @@ r"""Likelihoods of counts, with an exposure: the time or amount that a count cov
 
 The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is :math:`\mu = t
 e^{\eta}`. The exposure t is a further tensor of the batch: `model(y, exposure)`, `pv.fit(model,
-guide, (y, exposure))`. Its shape is `(batch,)` or `(batch, 1)` for one exposure per row, or that of
-the data; by default it is 1.
+guide, (y, exposure))`. The shape of t is `(batch,)` or `(batch, 1)` for one exposure per row, or
+that of the data. Without an exposure, t is 1.
 
 The total of a row, such as the library size of single-cell counts, can be an exposure, `exposure =
 y.sum(dim=1)`. Then log p is conditional on the total, just as a regression is conditional on
@@ -81,10 +81,11 @@ def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
 def _inverse_dispersion(
     y: Float[Tensor, "batch *datum"], explained: Float[Tensor, "*datum"] | float = 0.0
 ) -> Float[Tensor, "*datum"]:
-    """Returns the r at which mean + mean^2 / r is each column's variance, within [0.01, 100].
+    """Returns r, clamped to [0.01, 100]; each column has the variance mean + mean^2 (1 / r + v).
 
-    `explained` is the variance of log(1 + y) that z explains. Divided by the squared slope of
-    log(1 + y) in log y, it is the variance of the log rate, which does not count as dispersion.
+    Here v is the variance of the log rate that z explains. It is computed from `explained`, the
+    variance of log(1 + y) that z explains: `explained` is divided by the squared derivative of
+    log(1 + y) with respect to log y.
     """
     mean, variance = column_means(y).clamp(min=1e-3), column_spreads(y).square()
     of_log_rate = explained * ((1 + mean) / mean).square()
@@ -185,7 +186,7 @@ class LearnedDispersion(Learned):
 
     @torch.no_grad()
     def set(self, value: Float[Tensor, "*datum"]) -> None:
-        """Sets r from one value per feature; if features share one r, it becomes their mean."""
+        """Sets r from one value per feature; a shared r is set to the mean of these values."""
         shared = value.numel() / self.raw.numel()
         own = value if shared <= 1 else value.sum_to_size(self.shape) / shared
         self.raw.copy_((own - self.floor).clamp(min=1e-2).log().reshape(self.shape))

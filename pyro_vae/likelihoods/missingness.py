@@ -52,7 +52,7 @@ class SelfMasked(PartlyObserved):
         intercept: :math:`a`, log odds of being observed where y (or log y) is 0; broadcasts with a
             datum.
         slope: :math:`b`, the change of these log odds per unit of y (or of log y).
-        placeholder: A value in the support of the features.
+        placeholder: A value in the support of the features, used in place of nan.
 
     Example:
         >>> features = SelfMasked(dist.Normal(torch.zeros(1), 1.0), torch.zeros(1), torch.ones(1))
@@ -84,7 +84,7 @@ class SelfMasked(PartlyObserved):
         return torch.where(missing, log_missing, self.features.log_prob(filled) + log_observed)
 
     def log_observed(self, value: Tensor) -> Tensor:
-        r"""Returns :math:`\log \sigma(a + b y)` of each entry; 0 where missingness has no model."""
+        r"""Returns :math:`\log \sigma(a + b y)` of each entry; 0 if missingness is not modelled."""
         return _by_parts(self.features, _log_observed, value, self.intercept, self.slope)
 
     def sample_missing(self) -> Tensor:
@@ -166,8 +166,8 @@ class SelfMasking(Likelihood):
 
     Observed entries alone cannot show whether missingness depends on the missing values. The
     likelihood of the features predicts the missing values, so the slopes are only as good as that
-    likelihood. For densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model
-    without `SelfMasking`: it would treat the other columns as missing because of their values.
+    likelihood. `pv.marginal` and `pv.conditional` refuse a model with `SelfMasking`, which would
+    treat the columns outside the density as missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.
@@ -195,7 +195,7 @@ class SelfMasking(Likelihood):
 
     @property
     def intercept(self) -> Tensor:
-        """Returns the log odds that an entry of 0 is observed (of 1, under :class:`LogNormal`)."""
+        """Returns the log odds that a value of 0 (under :class:`LogNormal`, of 1) is observed."""
         return _UNIT * self.raw_intercept
 
     @property
@@ -203,7 +203,7 @@ class SelfMasking(Likelihood):
         """Returns the change of the log odds of being observed, per unit of the entry.
 
         The unit is that of the data as the model sees them: one standard deviation if the data were
-        standardized. Under :class:`LogNormal` it is a factor of e.
+        standardized. Under :class:`LogNormal` the unit is a factor of e.
         """
         return _UNIT * self.raw_slope
 

@@ -254,9 +254,9 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
     for name, likelihood in zip(names, likelihoods, strict=True):
         if has_own_density(likelihood):
             raise TypeError(
-                f"column '{name}' must have a likelihood of its entries alone; got "
-                f"{type(likelihood).__name__}: pass the likelihoods of the entries to Mixed, and "
-                "wrap the Mixed, as in SelfMasking(Mixed(...), (columns,))"
+                f"column '{name}' must have a likelihood that does not model which entries are "
+                f"missing; got {type(likelihood).__name__}: use a likelihood such as Gaussian() "
+                "for the column, and wrap the Mixed, as in SelfMasking(Mixed(...), (columns,))"
             )
         if isinstance(likelihood, Mixed):
             raise TypeError(
@@ -276,8 +276,8 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 def _key(likelihood: Likelihood, place: int) -> object:
     """Returns a key that is equal for likelihoods that can be evaluated together.
 
-    The key is the class and the arguments. It is the column's `place`, which no other column has,
-    if the arguments are unknown or the parameters and buffers cannot be stacked.
+    The key is the class and the arguments. If the arguments are unknown, or if the parameters and
+    buffers cannot be stacked, the key is the column's `place`, which no other column has.
     """
     kind = type(likelihood)
     has_known_arguments = kind.__init__ is Likelihood.__init__ or is_registered(kind)
@@ -320,7 +320,10 @@ class _Call(nn.Module):
 
 
 def _class_and_arguments(value: object) -> object:
-    """Returns the class and arguments of a module; converts arguments that are modules, too."""
+    """Returns the class and the arguments of a module; any other value is returned unchanged.
+
+    Arguments that are modules are converted in the same way.
+    """
     if not isinstance(value, nn.Module):
         return value
     arguments = arguments_of(value) if is_registered(type(value)) else {}

@@ -99,7 +99,7 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets sigma from one value per feature; a shared sigma becomes their root mean square."""
+        """Sets sigma from one value per feature; a shared sigma is set to the values' rms."""
         own = self._pooled(sigma)
         above = (own - self.floor).clamp(min=_ABOVE * self.floor)
         self.raw.copy_(_inverse_softplus(above if self.unit is None else above / self.unit))
@@ -113,7 +113,7 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set_unit(self, spread: Tensor | None) -> None:
-        """Sets the unit of sigma to `spread`, the columns' standard deviations; `None` for 1.
+        """Sets the unit of sigma to `spread`, the columns' standard deviations (`None`: to 1).
 
         If sigma still has its default value, sigma is also set to `spread`.
         """
@@ -174,7 +174,7 @@ class DecodedSigma(WithOptionalBuffers):
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
     def set_unit(self, spread: Tensor | None) -> None:
-        """Sets the unit of sigma to `spread`, the columns' standard deviations; `None` for 1."""
+        """Sets the unit of sigma to `spread`, the columns' standard deviations (`None`: to 1)."""
         one = spread is not None and spread.numel() == 1
         self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
@@ -289,7 +289,7 @@ class Gaussian(WithSigma):
         return self.sigma(output)[0]
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the decoder output for each column's mean, and its sd if sigma is decoded."""
+        """Returns the output that gives each column's mean and, if sigma is decoded, its sd."""
         return start_of_sigma(self.sigma, column_means(y), column_spreads(y))
 
 
@@ -379,7 +379,7 @@ class StudentT(WithSigma):
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output for each column's median and, if sigma is decoded, a robust spread."""
+        """Returns the output that gives each column's median and, if decoded, a robust sigma."""
         centre = _column_medians(y)
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
@@ -431,7 +431,7 @@ class LogNormal(WithSigma):
         """Does nothing: sigma is a standard deviation of logarithms, which have no unit."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output for each column's mean of log y and, if sigma is decoded, its sd."""
+        """Returns the output that gives the mean of log y and, if sigma is decoded, its sd."""
         log_y = y.log()
         return start_of_sigma(self.sigma, column_means(log_y), column_spreads(log_y))
 

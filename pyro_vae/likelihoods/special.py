@@ -119,7 +119,10 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
 
 def require_outputs(output: Tensor, number: int, what: str) -> None:
-    """Refuses a decoder's output whose size is not a multiple of `number`, as `what` needs it."""
+    """Refuses a decoder's output that cannot have `number` numbers per feature.
+
+    The message says that these numbers are for `what`.
+    """
     if output.shape[1] % number:
         raise ValueError(
             f"for {what}, the decoder must give {count_of(number, 'number')} per feature along the "

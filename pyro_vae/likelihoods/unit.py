@@ -44,7 +44,7 @@ class Bernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the logit of each column's mean, with half a one and half a zero added."""
+        """Returns the logit of each column's mean, after half a one and half a zero are added."""
         observed = (~y.isnan()).sum(dim=0)
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 

@@ -154,7 +154,7 @@ class Generative(NamedModule):
     ) -> Tensor:
         """Applies a function of the latents to blocks of rows, without a gradient.
 
-        Without rows, the function is applied to an empty block, which gives the result's shape.
+        If there are no rows, an empty block gives the shape of the result.
         """
         _check_latents(z, self.latent_dim, self.zero.dtype)
         draws = z.shape[:-1]

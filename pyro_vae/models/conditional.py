@@ -178,10 +178,10 @@ class ConditionalVAE(Decoded):
         return given[0]
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Sets the scales of a decoder's covariates and outputs, and of learned noise, from rows.
+        """Sets, from some rows, the scales of a decoder's inputs and outputs, and of learned noise.
 
-        Only decoders of `pv.nets` have such scales. Nothing changes if the rows are near unit
-        scale, or if the decoder was trained or loaded.
+        Only decoders of `pv.nets` have scales of inputs and outputs. Nothing changes if the rows
+        are near unit scale, or if the decoder was trained or loaded.
         """
         z = self.zero.new_zeros(len(y), self.latent_dim)
         start_inputs(self.decoder, lambda: self.decoder(z, self._covariates(given)))

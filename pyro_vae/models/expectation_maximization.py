@@ -149,7 +149,7 @@ class EMFit(Result):
     """The result of EM.
 
     Arguments:
-        log_evidence: Mean log density per datum at the start and after every round, in nats, which
+        log_evidence: Mean log density per datum, in nats, at the start and after every round; it
             never falls. A round has two EM steps and, if they can be extrapolated, a third.
         steps: Number of EM steps.
         converged: Whether two rounds in a row each gained less than the tolerance.

@@ -139,7 +139,7 @@ class LinearGaussian(Generative):
         if given:
             raise ValueError(
                 f"LinearGaussian takes no tensors besides the data; got "
-                f"{count_of(len(given), 'more tensor')}: pass the data alone"
+                f"{count_of(len(given), 'more tensor')}: pass only the data"
             )
         normal = dist.Normal(self.expectation(z), self.variance().sqrt())
         return PartlyObserved(normal).to_event(1)
@@ -194,8 +194,8 @@ class LinearGaussian(Generative):
         if bool(y.isnan().any()):
             raise ValueError(
                 "for a closed form, the data must have no missing entries; got "
-                f"{int(y.isnan().sum()):,} of {count_of(y.numel(), 'entry', ',')} that are missing "
-                "(nan): use fit_em(y)"
+                f"{int(y.isnan().sum()):,} missing (nan) among "
+                f"{count_of(y.numel(), 'entry', ',')}: use fit_em(y)"
             )
         mean = y.mean(dim=0)
         covariance = (y - mean).mT @ (y - mean) / len(y)

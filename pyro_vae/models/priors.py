@@ -185,7 +185,7 @@ class Unflattened(dist.TorchDistribution):
 
 
 def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
-    """Broadcasts log densities with a batch shape."""
+    """Repeats log densities along dimensions of the batch shape that they lack."""
     return value.expand(torch.broadcast_shapes(value.shape, shape))
 
 

@@ -72,7 +72,7 @@ class SequentialVAE(Decoded):
     match the prior after the end.
 
     The flat vector of a datum has `length * latent_dim` entries, so mean-field and low-rank
-    families suit long series. :class:`pyro_vae.nets.GRUEncoder` reads a series from its end.
+    families suit long series. :class:`pyro_vae.nets.GRUEncoder` reads a series backwards.
 
     Arguments:
         transition: The distribution of `z_t` given `z_{t-1}`: a :class:`NormalGiven`, or a network
@@ -122,8 +122,8 @@ class SequentialVAE(Decoded):
             )
         if has_own_density(likelihood):
             raise ValueError(
-                "the likelihood of a SequentialVAE must model the features alone, because nan "
-                "after the end of a series is not a measurement; got "
+                "the likelihood of a SequentialVAE must not model which entries are "
+                "missing, because here nan also marks the padding after the end of a series; got "
                 f"{type(likelihood).__name__}: pass a likelihood such as Gaussian()"
             )
         self.state_dim, self.length = latent_dim, length
@@ -171,7 +171,7 @@ class SequentialVAE(Decoded):
         return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
 
     def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Returns outputs and further tensors with one row for each time of each series."""
+        """Returns decoder outputs and further tensors, with one row per time of each series."""
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(

@@ -83,7 +83,7 @@ class MixtureVAE(Decoded):
         z_n \mid c_n \sim \mathcal{N}(\mu_{c_n}, \operatorname{diag} \sigma_{c_n}^2), \qquad
         y_n \sim p_\theta(y \mid z_n)
 
-    The cluster is a discrete latent site `c`. It is summed out exactly, and guides model z alone.
+    The cluster is a discrete latent site `c`. It is summed out exactly, and guides model only z.
     So p(y, z) is the same as for a :class:`VAE` with the prior :class:`MixtureOfNormals`. The
     cluster of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`).
     Clusters have no order and no given meaning: look at the data in each cluster.

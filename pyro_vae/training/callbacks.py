@@ -58,7 +58,7 @@ class Run(Protocol):
 
     @property
     def history(self) -> History:
-        """The record of the epochs so far; every call returns new arrays."""
+        """The record of the epochs so far, in new arrays at every access."""
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -68,7 +68,7 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Ends training; with the default schedule, the step size first decays."""
+        """Ends training; with the default schedule, only after the step size has decayed."""
 
 
 class Callback:
@@ -121,8 +121,8 @@ class StopWhenConverged(Callback):
     See :func:`pyro_vae.stats.remaining_gain` for how the gain is estimated.
 
     Arguments:
-        tolerance: A gain that counts as small, in nats per datum. Training ends if the remaining
-            gain is below `tolerance` with probability 75%.
+        tolerance: A gain in nats per datum. Training ends if the remaining gain is below
+            `tolerance` with a probability of at least 75%.
         every: Number of epochs between checks, or a tenth of the epochs so far if that is more.
 
     Raises:

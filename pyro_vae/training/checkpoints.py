@@ -6,8 +6,8 @@ per-row parameters, the optimizer and the schedule, the random streams, the hist
 so far, and which steps were compiled. So a resumed run ends with the same results, bit for bit, as
 a run that was never stopped. The file also describes the options, the data and the programs of the
 run. A run that differs in any of these cannot resume from the file. With several processes, the
-first process writes the states of all processes after the same step. At any time the file is
-complete: either the old checkpoint or the new one.
+first process writes the states of all processes, all taken after the same step. At any time the
+file is complete: either the old checkpoint or the new one.
 """
 
 import hashlib
@@ -75,8 +75,9 @@ class Keeper:
 
     Arguments:
         checkpoint: Where, and how often, to write.
-        identity: Descriptions of the options, data and programs of the run in this process, by
-            name. A checkpoint with other descriptions is refused; the error names them.
+        identity: Descriptions, each with a name, of the options, data and programs of the run in
+            this process. A checkpoint with different descriptions is refused; the error gives the
+            names of those that differ.
 
     Raises:
         ValueError: If no file can be written to the checkpoint's folder.
@@ -90,7 +91,7 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to write the next checkpoint. This time has no effect on results."""
+        """Whether a checkpoint is due; the times of writing have no effect on results."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: object) -> None:
@@ -177,7 +178,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Merges the descriptions of a run from all processes; lists all values of each entry."""
+    """Merges the descriptions from all processes; each name gets the list of distinct values."""
     values = {name: dict.fromkeys(one[name] for one in identities) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in values.items()}
 
@@ -199,8 +200,8 @@ def encoded(value: object, tensors: dict[str, Tensor], name: str) -> Any:
     """Encodes a state as JSON; the tensors in the state are added to `tensors`, by name.
 
     Raises:
-        TypeError: If the state contains an object that is neither a tensor nor JSON, such as a
-            function.
+        TypeError: If the state contains an object, such as a function, that is not a tensor and
+            cannot be written as JSON.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -65,8 +65,8 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
 
     Arguments:
         optimizer: Factory of the underlying optimizer.
-        max_norm: Largest norm of the gradient of all tensors together, in nats per datum, per unit
-            of the parameters. Rows of a `LocalParameters` table are not included.
+        max_norm: Largest norm of the gradient of all tensors together, for the loss in nats per
+            datum. Rows of a `LocalParameters` table are not included.
 
     Returns:
         A factory to pass to :func:`fit` as `optimizer=`.
@@ -123,9 +123,8 @@ def made_optimizer(
     optimizer: torch.optim.Optimizer = _made(given, tensors, torch.optim.Optimizer, remedy)
     if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
-            f"`fit` cannot use {type(optimizer).__name__}, because `fit` evaluates the loss once "
-            "per step, and its gradients are dense: use torch.optim.Adam, or pv.FitRows for the "
-            "parameters of rows"
+            f"`fit` cannot use {type(optimizer).__name__}, because `fit` computes the loss once "
+            "per step, with dense gradients: use torch.optim.Adam"
         )
     require_step_sizes(optimizer, "optimizer=")
     return optimizer
@@ -143,7 +142,10 @@ def _made(factory: Callable[[Any], Any], given: Any, kind: type, remedy: str) ->
 
 
 def _like_pyros(given: PyroOptim) -> str:
-    """Names the torch optimizer that a Pyro optimizer wraps, or else Adam, with the step size."""
+    """Names the torch optimizer that a Pyro optimizer wraps, with its step size if it is known.
+
+    The name is Adam if torch has no optimizer of the name that Pyro uses.
+    """
     made: Any = given.pt_optim_constructor
     name, options = made.__name__, given.pt_optim_args
     size = f", lr={options['lr']!r}" if isinstance(options, dict) and "lr" in options else ""

@@ -73,7 +73,7 @@ class Plan:
         return [*numbers, self.train_model, self.precision, held_out is None]
 
     def identity(self) -> dict[str, str]:
-        """Describes, by name, the options that must be the same when a run is resumed."""
+        """Returns a description of each option that must be the same when a run is resumed."""
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
         kinds = (EarlyStopping, StopWhenConverged)
         stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]

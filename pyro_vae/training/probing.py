@@ -9,11 +9,11 @@ is then measured with :math:`R` fresh sets of draws,
 
 .. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^R [f(\theta, \epsilon_r) - f(\theta', \epsilon_r)]
 
-For a large data set, L-BFGS sees only some of the rows. Each set of draws is then for other rows,
-none of which L-BFGS has seen, so that the standard error includes the choice of rows. Training can
-reach a decrease found in this way. So, up to its standard error, the decrease is a lower bound on
-the gain that is left. If no decrease is found, little follows: with many parameters, the loss for a
-few fixed draws can have its minimum far from that of the expected loss.
+For a large data set, L-BFGS sees only some of the rows. Each fresh set of draws then has a separate
+set of rows, none of which L-BFGS has seen, so that the standard error includes the choice of rows.
+Training could reach the parameters :math:`\theta'` too. So, up to its standard error, the decrease
+is a lower bound on the gain that is left. If no decrease is found, little follows: with many
+parameters, the loss for a few fixed draws can have its minimum far from that of the expected loss.
 """
 
 from collections import deque
@@ -157,8 +157,8 @@ class _Probe:
     def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
         """Computes the loss at `theta`, in nats per datum.
 
-        Calls with the same number `draws` use the same random draws. With `learn`, the gradient of
-        the loss is also added to the gradients of the tensors.
+        The number `draws` selects the random stream: calls with the same number and rows use the
+        same draws. With `learn`, the gradient of the loss is also added to the tensors' gradients.
         """
         with torch.no_grad():
             sizes = [tensor.numel() for tensor in self.tensors]

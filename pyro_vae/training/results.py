@@ -26,9 +26,9 @@ class History:
     Arguments:
         epoch: 1, 2, ...
         elbo: ELBO of the training data at full KL weight, averaged over the epoch's steps.
-        loss: The loss that is minimized, in nats per datum, averaged over the epoch's steps. For
-            Pyro's ELBOs the loss is minus `elbo`. The programs' scales (`poutine.scale`) are left
-            out.
+        loss: The loss that is minimized, in nats per datum, averaged over the epoch's steps, but
+            without the scales that the programs set (`poutine.scale`). For Pyro's ELBOs it is minus
+            `elbo`.
         validation_elbo: ELBO of the validation data after the epoch; nan if there are none.
         validation_error: Monte Carlo error of `validation_elbo`.
         kl_weight: Weight of the KL term in the last step's loss.
@@ -47,7 +47,7 @@ class History:
 
 
 def shifted(history: History, training: float, validation: float) -> History:
-    """Adds these numbers of nats to the ELBOs of the training data and of the validation data."""
+    """Adds `training` nats to the training ELBOs, and `validation` nats to the validation ELBOs."""
     return replace(
         history,
         elbo=np.add(history.elbo, training),
@@ -103,9 +103,9 @@ class Fit(Result):
             shape.
         compiled: "compiled", or the reason why the steps ran eagerly.
         missing: Share of missing entries (nan) in the tensors that have any.
-        rounding: How low-precision products change the ELBO: with them minus without them, for the
-            first rows of the data on the same draws, in nats per datum. `None` if training used no
-            low-precision products.
+        rounding: How low-precision products change the ELBO, in nats per datum: the ELBO with them
+            minus the ELBO without them, for the first rows of the data and the same draws. `None`
+            if training used no low-precision products.
         advice: Text that names parameters on which the loss does not depend, and a column of the
             data that should be standardized because its scale is far above 1; may be empty.
         left: Gain that L-BFGS finds from the parameters at the end of training, in nats per datum:
@@ -215,7 +215,7 @@ class Fit(Result):
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
     def _range(self) -> str:
-        """Text with the ends of the gain's interval, which is asymmetric."""
+        """Text with both ends of the interval of the gain, because the interval is asymmetric."""
         assert self._gain is not None
         low, high = self._gain.low, self._gain.high
         if high < 0.01:

@@ -163,7 +163,7 @@ class Training:
         self._stop_requested = True
 
     def settle(self) -> None:
-        """Ends training; with the default schedule, the step size first decays."""
+        """Ends training; with the default schedule, only after the step size has decayed."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._stop_requested = True
@@ -355,7 +355,7 @@ class Training:
             return None
 
     def _validate(self, epoch: int) -> Estimate:
-        """Computes the validation ELBO; keeps the state if this is the best since warm-up."""
+        """Computes the validation ELBO; keeps the state if this ELBO is the best since warm-up."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)

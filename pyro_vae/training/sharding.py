@@ -68,7 +68,7 @@ class Shard:
     stream: Stream | None = None
 
     def used(self) -> AbstractContextManager[None]:
-        """Inside the block, draws come from the shard's stream or, without one, from the run's."""
+        """Inside the block, draws come from the shard's stream; if it has none, from the run's."""
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
@@ -96,7 +96,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards that this process works on: one shard, unless it stands in for several processes.
+    """The shards that this process works on: several if it does the work of several processes.
 
     Arguments:
         own: The shards of this process.
@@ -128,7 +128,7 @@ class Shards:
         return [shard.stream.state if shard.stream else streams_of_torch() for shard in self.own]
 
     def epoch_from(self, order: list[Any], batch_size: int, *, fewest: int) -> list[list[Part]]:
-        """Repeats the epoch that was drawn from an earlier :attr:`order`; no stream is changed."""
+        """Returns the rows of an earlier epoch, whose :attr:`order` is given; changes no stream."""
         now = self.streams
         for shard, state in zip(self.own, order, strict=True):
             if shard.stream is None:

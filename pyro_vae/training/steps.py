@@ -301,7 +301,7 @@ class Steps:
         return (self.plan.epochs - epoch) * full
 
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the scalar that a compiled step differentiates, and ELBO and loss per datum."""
+        """Computes the scalar that a compiled step differentiates, then ELBO and loss per datum."""
         size = len(batch[0])
         # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")

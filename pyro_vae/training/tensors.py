@@ -1,4 +1,4 @@
-"""The tensors that training updates: to find, name, freeze, check and restore them."""
+"""Finds, names, freezes, checks and restores the tensors that training updates."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -81,7 +81,7 @@ class State:
         return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
 
     def values(self) -> list[Any]:
-        """Returns the tensors of the state in lists, in the same order for the same programs."""
+        """Returns the tensors of the state; their order depends on the programs only."""
         return [[state for _, state in self.modules], [value for _, value in self.loose]]
 
     def with_values(self, values: list[Any]) -> "State":
