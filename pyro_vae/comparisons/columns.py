@@ -106,7 +106,7 @@ class Row:
         """Returns a quantity of this guide with its error.
 
         Raises:
-            KeyError: If there is no such quantity, or it has no error.
+            KeyError: If there is no quantity of this name, or it has no error.
         """
         value = self.values[key]
         if not isinstance(value, Estimate):
@@ -121,7 +121,7 @@ class Row:
         """Returns a quantity of this guide as a plain number, without its error.
 
         Raises:
-            KeyError: If there is no such quantity, or it is a text.
+            KeyError: If there is no quantity of this name, or it is a text.
         """
         value = self.values[key]
         if isinstance(value, str):

@@ -182,7 +182,7 @@ class Comparison(Result):
         that they need.
 
         Arguments:
-            folder: A folder for this comparison alone.
+            folder: A folder that only this comparison uses.
             fixed: A second comparison of the same guides, with one fixed model: the model that the
                 first guide trained. It is saved in `fixed_model/`, and shown on the same page.
 

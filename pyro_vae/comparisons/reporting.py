@@ -288,7 +288,7 @@ _PAIRS = (
     _OfPair(
         key="pair",
         name="guides",
-        definition="The first minus the second, datum by datum.",
+        definition="The first guide minus the second guide, datum by datum.",
         is_number=False,
         cell=lambda one: words(f"{one.first} \N{MINUS SIGN} {one.second}"),
     ),

@@ -106,7 +106,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         num_epochs: Passes over the training data.
         evaluation: Importance sampling from the guide, by default with 1000 draws per datum. The
             weights show whether the guide covers the posterior; the column log p comes from
-            `estimator`. ELBOs and gaps of held-out data use as many draws.
+            `estimator`. ELBOs and gaps of held-out data use this number, too.
         estimator: Estimator of the column log p; by default :class:`pyro_vae.Tightest` with as many
             draws as `evaluation`.
         labels: Classes of the held-out data, for pictures only.
@@ -114,8 +114,8 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         log_scale: Nats per datum to add to log densities to convert them to the data's own units,
             if the data were rescaled (see :class:`pyro_vae.data.Dataset`): a number, or, if entries
             are missing, a function from rows to one number per row, such as `dataset.log_scales`.
-        about: Notes to save with the results, such as the data set and its binarization: strings,
-            numbers, lists.
+        about: Notes to save with the results, such as the data set and its binarization; the
+            values are strings, numbers or lists.
         seed: Seed of all random numbers.
         num_seeds: How often to run the comparison, each time with the next seed. In every run after
             the first, networks start from new weights, drawn by `reset_parameters`. If the model is

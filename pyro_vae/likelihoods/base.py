@@ -143,8 +143,8 @@ class Likelihood(nn.Module):
         """Sets the learned noise of y given z, if the likelihood has any.
 
         Arguments:
-            sd: Standard deviation of y given z: of log y for positive numbers, and of log(1 + y)
-                for counts.
+            sd: Standard deviation, given z, of y; for positive numbers, of log y; for counts, of
+                log(1 + y).
             y: Training data.
         """
 

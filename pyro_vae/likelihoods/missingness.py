@@ -1,7 +1,7 @@
 r"""A model of missingness: whether an entry is missing may depend on the value of this entry.
 
 Other likelihoods leave missing entries out. This is right if entries are missing at random, that
-is, if missingness depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
+is, if missingness depends only on observed entries. Here the mask :math:`s_d` (1 where an entry
 was observed, 0 where it is missing) has a likelihood too: a logistic regression of the mask on the
 entry. With the observed features :math:`O` and the missing features :math:`M`,
 

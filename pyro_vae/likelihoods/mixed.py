@@ -82,8 +82,8 @@ class Mixed(Likelihood):
     are evaluated together, but each column has separate parameters.
 
     Arguments:
-        likelihoods: A likelihood for each column, by the name of the column, in the order of the
-            columns; or a sequence of likelihoods.
+        likelihoods: The likelihoods, in the order of the columns: a mapping from the columns' names
+            to likelihoods, or a sequence of likelihoods.
         names: Names of the columns, if the likelihoods are a sequence; by default "0", "1", ...
 
     Raises:

@@ -395,7 +395,7 @@ class LogNormal(WithSigma):
     the same data. The mean is :math:`e^{\mu + \sigma^2 / 2}`; the median is :math:`e^\mu`.
 
     Arguments:
-        sigma: Standard deviation of the logarithm: a number for a fixed one, or
+        sigma: Standard deviation of the logarithm: a number if it is fixed, or
             :class:`FixedSigma`, :class:`LearnedSigma`, :class:`DecodedSigma`.
 
     Example:

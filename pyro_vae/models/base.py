@@ -211,7 +211,7 @@ class Decoded(Generative):
         self.decoder, self.likelihood = decoder, likelihood
 
     def _check_decoder(self, latents: int) -> None:
-        """Refuses a decoder that cannot decode z of the given size, by decoding two rows."""
+        """Decodes two rows as a check; refuses a decoder that cannot decode z of the given size."""
 
         def look(decoder: nn.Module, _: object, outputs: object) -> None:
             require_tensor(outputs, "decoder", decoder)

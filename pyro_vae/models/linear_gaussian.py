@@ -81,7 +81,7 @@ class LinearGaussian(Generative):
     Shapes:
         loadings: :math:`W`, `(features, latents)`.
         mean: :math:`\mu`, `(features,)`.
-        log_noise: Logarithm of the noise variance above its floor, `()` or `(features,)`.
+        log_noise: Logarithm of the noise variance minus the squared floor, `()` or `(features,)`.
 
     Raises:
         ValueError: If there are no latents or no features.
@@ -182,7 +182,7 @@ class LinearGaussian(Generative):
 
         Raises:
             ValueError: If the noise is not isotropic, if there are as many latents as features, or
-                if the data have missing entries: :meth:`fit_em` takes such data.
+                if the data have missing entries: use :meth:`fit_em` for these data.
         """
         if not isinstance(self.noise, Isotropic) or self.latent_dim >= self.features:
             raise ValueError(

@@ -45,7 +45,7 @@ class Checkpoint:
     """Where the state of training is saved, and how often.
 
     Arguments:
-        folder: A folder for this run alone; created if it does not exist.
+        folder: A folder that only this run uses; created if it does not exist.
         seconds: Time between writes, in seconds. A crash can lose at most the work of this time. A
             checkpoint is always written when training ends, even on Ctrl-C and SIGTERM.
 

@@ -102,7 +102,7 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
 def made_optimizer(
     given: OptimizerFactory | torch.optim.Optimizer, tensors: list[Tensor]
 ) -> torch.optim.Optimizer:
-    """Makes an optimizer of the tensors, from a class, a factory, or another optimizer's settings.
+    """Makes an optimizer for the tensors, from a class, a factory, or another optimizer's settings.
 
     Raises:
         TypeError: If the result is not a torch optimizer, or needs several losses per step (LBFGS).
@@ -153,7 +153,7 @@ def _like_pyros(given: PyroOptim) -> str:
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """Makes an optimizer of `tensors` with the class, group settings and step hooks of `made`."""
+    """Makes an optimizer for `tensors` with the class, group settings and step hooks of `made`."""
     known = {tensor for group in made.param_groups for tensor in group["params"]}
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
@@ -161,7 +161,7 @@ def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Op
             f"`optimizer` must have all tensors that are trained; got one that lacks {len(left)} "
             f"of {count_of(len(tensors), 'tensor')}, the first of shape {left[0]}: pass a factory, "
             f"as in optimizer=functools.partial(torch.optim.{type(made).__name__}, "
-            f"lr={made.param_groups[0]['lr']}), or `train_model=False` to train the guide alone"
+            f"lr={made.param_groups[0]['lr']}), or `train_model=False` to train only the guide"
         )
     wanted = set(tensors)
     groups = [

@@ -88,7 +88,7 @@ class Shard:
 
 
 class Part(NamedTuple):
-    """The rows of one step that belong to one shard, by their positions in the process's data."""
+    """The rows of one step that belong to one shard, as positions in the process's data."""
 
     shard: Shard
     rows: Tensor
