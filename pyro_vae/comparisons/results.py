@@ -213,7 +213,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 
 def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
-    """States how much of the amortization gap refining the guide at test time would close.
+    """States how much refining the guide at test time would reduce the amortization gap.
 
     Arguments:
         gained: ELBO of the refined guide minus the guide's own, a mean over data in nats.

@@ -204,7 +204,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns, for the current cut points, the output whose mean code is each column's mean."""
+        """Returns the output that, with the current cut points, gives each column's mean."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)
