@@ -157,6 +157,9 @@ def test_the_row_is_named() -> None:
     message = r"row 7 is not quadratic in the latents \(affected: 1 of 2 rows"
     with pv.minibatch(torch.tensor([5, 7]), num_data=9), pytest.raises(ValueError, match=message):
         guide.parameters_of(y[1:3])
+    message = r"row 1 is not quadratic in the latents \(affected: 2 of 3 rows"  # not the minibatch
+    with pv.minibatch(torch.tensor([5, 7]), num_data=9), pytest.raises(ValueError, match=message):
+        guide.parameters_of(y[1:4])
     flat = quadratic_of(Program(bent(0.0), y), (y,))
     assert_exact(flat.loc, (y / 3)[:, None].expand(-1, 2))
 

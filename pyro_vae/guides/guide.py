@@ -174,6 +174,8 @@ class Guide(NamedModule):
             return torch.zeros_like(self.prior_parameters()).expand(len(batch[0]), -1)
         current = current_minibatch()
         rows = rows if current is None else current.rows
+        if rows is not None and len(rows) != len(batch[0]) and not self.map.per_row:
+            rows = None  # the batch is not the minibatch; only a table needs to refuse it
         program = self.program
         if self.shared is not None or given:
             values = self.global_values() if given is None else given
