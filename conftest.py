@@ -62,6 +62,13 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         pyro.set_rng_seed(SEED)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test that `make test-shapes` would disturb, for the reason that its marker gives."""
+    marker = item.get_closest_marker("without_type_checks")
+    if marker is not None and item.config.getoption("--jaxtyping-packages"):
+        pytest.skip(marker.args[0])
+
+
 @pytest.fixture(autouse=True)
 def leaves_no_trace() -> Iterator[None]:
     """Fails the test that leaves global state changed, or entries in Pyro's parameter store."""

@@ -19,7 +19,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, no_type_check
 
 import numpy as np
 from torch import Tensor, nn
@@ -261,7 +261,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
     """
     reader = Reader(function, tensors=tensors)
 
-    @functools.wraps(function)
+    @no_type_check  # jaxtyping's import hook would put a frame between this one and the caller's
     def call(*args: Any, **kwargs: Any) -> Any:
         caller: str = sys._getframe(1).f_globals.get("__name__", "")
         if caller.startswith(_LIBRARY) and not caller.startswith(_PASSING_ON):
@@ -272,6 +272,8 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
             raise _own(function, misfit, args, kwargs) or misfit.error(misfit.text) from None
         return function(*read, **kwargs)
 
+    del call.__dict__["__no_type_check__"]  # the hook reads it in the source
+    functools.update_wrapper(call, function)
     call.__dict__["checks_arguments"] = True
     return call if reader.kinds else function
 

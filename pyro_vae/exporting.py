@@ -171,12 +171,12 @@ def _cholesky(
 
 def _solve_triangular(
     a: Float[Tensor, "*batch n n"],
-    b: Float[Tensor, "*batch n k"],
+    b: Float[Tensor, "*batch rows columns"],
     *,
     upper: bool,
     left: bool = True,
     unitriangular: bool = False,
-) -> Float[Tensor, "*batch n k"]:
+) -> Float[Tensor, "*batch rows columns"]:
     """Solves the triangular system a x = b row by row, or x a = b if `left` is false."""
     if not left:
         return _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT

@@ -156,7 +156,7 @@ def _answer(about: Subject, found: Outliers, explanation: Explanation) -> str:
     flagged, lowest = int(found.flagged().sum()), int(found.beyond.sum())
     most = max(flagged, lowest)
     examples = "; ".join(
-        _named(about, place) for place in found.most_extreme(most)[:_NAMED].tolist()
+        _named(about, place) for place in found.most_extreme(_NAMED)[:most].tolist()
     )
     examples += ", ..." * (most > _NAMED)
     if lowest > flagged:

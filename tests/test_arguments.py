@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import pyro
@@ -296,6 +296,7 @@ def test_calls_from_modules_that_check_nothing_are_checked(module: str) -> None:
     assert called_from("pyro_vae.evidence.weights")(0) == 0
     with pytest.raises(ValueError, match="`num_samples` must be"):
         called_from(module)(0)
+    assert get_type_hints(checked(halved)) == {"num_samples": int, "return": int}
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,7 @@ def test_every_checked_argument_is_refused() -> None:
     assert not bad, f"{len(bad)} of {len(cases)}: {bad[:10]}"
 
 
+@pytest.mark.without_type_checks("passes data of wrong types, which the check refuses first")
 def test_malformed_data_are_refused() -> None:
     """A sample: each kind in a few functions."""
     assert_refused([case for number, case in enumerate(quick_cases()) if number % 13 == 0])

@@ -536,6 +536,7 @@ def test_matrices_that_cannot_be_factorized_far_out() -> None:
         assert found.reliable.any()
 
 
+@pytest.mark.without_type_checks("its modes have nothing but their positions")
 @pytest.mark.parametrize("latents", SHIFTS)
 def test_a_key_holds_any_point_of_any_lattice(latents: int) -> None:
     """Before, a thousand data with three latents at once ended in an index error."""

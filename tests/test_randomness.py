@@ -128,6 +128,7 @@ def drawn() -> tuple[float, ...]:
     return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
 
 
+@pytest.mark.without_type_checks("the check itself draws from Python's random numbers")
 def test_a_fork_leaves_the_stream() -> None:
     """The same draws inside every time; the caller's stream goes on as if nothing had been."""
     with undisturbed():
@@ -140,6 +141,7 @@ def test_a_fork_leaves_the_stream() -> None:
     assert drawn() == after
 
 
+@pytest.mark.without_type_checks("the check itself draws from Python's random numbers")
 def test_a_state_returns_as_often_as_asked() -> None:
     """Inside the block by the function that it is given, and after it, also after an error."""
     inside = []

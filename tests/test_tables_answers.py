@@ -34,7 +34,7 @@ def test_walks_show_a_column_for_each_latent() -> None:
     for latent in range(1, latents):
         decoded[latent, 2, features - latent] = 0.1
     walk = vae.traverse(seed=0)
-    moved = replace(walk, decoded=decoded, levels=(0.1, 0.5, 0.9))
+    moved = replace(walk, values=walk.values[:, :3], decoded=decoded, levels=(0.1, 0.5, 0.9))
     titles = {ax.get_title(loc="left") for ax in moved.plot()[0]}
     last = vae.units.names[features - min(latents, 5) + 1 :]
     # Five standard deviations of the first number are more than any change of the two categories.

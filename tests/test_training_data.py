@@ -104,10 +104,15 @@ def test_items_that_are_no_tensors() -> None:
         reader_of(Unsized(), torch.device("cpu"))
 
 
-def test_transformations_that_are_none() -> None:
-    """What is no function is refused when it is given; another shape before any step."""
+@pytest.mark.without_type_checks("passes a number, which the check refuses first")
+def test_transformations_that_are_no_functions() -> None:
+    """They are refused when they are given."""
     with pytest.raises(TypeError, match="`augment` must be a function"):
         pv.data.Augmented(data(), 3)  # type: ignore[arg-type]
+
+
+def test_transformations_that_do_not_keep_the_shape() -> None:
+    """They are refused before any step."""
     changes: list[tuple[Any, str]]
     changes = [(lambda y: y[:1], "keep the shape"), (lambda y: None, "got NoneType")]
     for change, message in changes:

@@ -219,7 +219,7 @@ def _shown_once() -> Callable[..., None]:
 
     def once(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in seen:
-            show(f"pyro-vae: warning: {message}", sys.stderr)
+            show(f"pyro-vae: warning: {message}", as_error=True)
         seen.add(str(message))
 
     return once

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from .. import data as datasets
 from .. import defaults, likelihoods
@@ -108,13 +108,13 @@ def _kinds(text: str) -> dict[str, str]:
     return kinds
 
 
-def show(text: str, stream: TextIO | None = None) -> None:
-    """Prints a text, by default on standard output.
+def show(text: str, *, as_error: bool = False) -> None:
+    """Prints a text, on standard output or, for warnings, on standard error.
 
     Results are saved even if nobody can read the text: if a pipe is closed, or a terminal is gone,
     further texts are dropped. Letters that the encoding of the stream lacks are escaped.
     """
-    to = sys.stdout if stream is None else stream
+    to = sys.stderr if as_error else sys.stdout
     try:
         print(text, file=to, flush=True)
     except UnicodeEncodeError:

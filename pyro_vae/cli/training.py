@@ -1,6 +1,5 @@
 """Commands that describe data, and commands that train: describe, compare, fit."""
 
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
         if how.resume
         else "use --resume FOLDER to be able to resume next time"
     )
-    show(f"pyro-vae: {what}: {remedy}", sys.stderr)
+    show(f"pyro-vae: {what}: {remedy}", as_error=True)
     raise KeyboardInterrupt
 
 

@@ -8,7 +8,7 @@ that may mean that nothing was measured.
 import math
 import re
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -372,13 +372,13 @@ def _cells(raw: RawColumn) -> list[str]:
     return ["" if word is None else str(word).strip() for word in raw.values]
 
 
-def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> RawColumn:
+def read(name: str, raw: RawColumn, kind: Any) -> RawColumn:
     """Converts a column of strings to numbers or booleans, unless its entries are words.
 
     Arguments:
         name: Name of the column, for messages.
         raw: The column as it was read.
-        kind: The kind that the user declared, or None.
+        kind: The kind that the user declared, or None; it may still be none of this library's.
 
     Warns:
         UserWarning: If some entries of a numeric column are not numbers.
@@ -538,7 +538,7 @@ def _warn_of_months(name: str, raw: RawColumn) -> None:
         )
 
 
-def keeps_strings(kind: Kind | type[Kind] | None) -> bool:
+def keeps_strings(kind: Any) -> bool:
     """Whether a declared kind takes entries as strings, even if they look like numbers."""
     return issubclass(kind if isinstance(kind, type) else type(kind), Categories | Time)
 

@@ -1,7 +1,7 @@
 """Columns as they are read from a table, and their conversion from and to NumPy's arrays."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -228,8 +228,8 @@ def _floats(
     )
 
 
-def as_objects(values: Sequence[object]) -> Shaped[np.ndarray, " rows"]:
-    """Converts a sequence to a NumPy array of objects, without converting its entries."""
+def as_objects(values: Collection[object]) -> Shaped[np.ndarray, " rows"]:
+    """Converts a collection to a NumPy array of objects, without converting its entries."""
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array

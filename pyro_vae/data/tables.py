@@ -137,7 +137,7 @@ def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
 
 
 def _described(
-    name: str, raw: RawColumn, kind: Kind | type[Kind] | None, common: Kind | type[Kind] | None
+    name: str, raw: RawColumn, kind: Any, common: Kind | type[Kind] | None
 ) -> tuple[str, str]:
     """Returns the name of a column's kind with the reason, or "refused" with the error's text."""
     try:
