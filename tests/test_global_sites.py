@@ -1,7 +1,9 @@
 """Latent sites that all data share: scaled, trained, and given to a density per datum."""
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.guides.entry import draw_globals, given_globals
 from pyro_vae.guides.shared import GlobalPosterior
 from pyro_vae.objectives import IWAE, STL, BetaELBO, DReG, Objective
 from pyro_vae.programs import Program, evaluating
@@ -522,3 +525,37 @@ def test_a_shared_site_with_a_constrained_support(objective: Objective, guide: A
         loss, elbo, _ = objective.progress(strength, guide or learnt_strength(), y)
         torch.testing.assert_close(elbo, exact)
         torch.testing.assert_close(-loss, exact)
+
+
+@user_param_store
+def test_known_means_stay_when_the_guide_is_trained_further() -> None:
+    """A mean is often a parameter of the guide itself; the program keeps its own copy."""
+
+    def trained(y: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(pyro.param("loc", torch.tensor(0.7)), torch.tensor(2.0)))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 1.0))
+
+    y = torch.randn(5)
+    given = given_globals(Program(population, y), trained, (y,), None)
+    assert not given.fixed["mean"].requires_grad
+    with torch.no_grad():
+        pyro.param("loc").add_(1)
+    torch.testing.assert_close(given.fixed["mean"], torch.tensor(0.7))
+
+
+def test_draws_of_shared_sites_keep_no_runs_of_the_guide() -> None:
+    """A run holds values for all data, so that many runs at once could fill the memory."""
+    values: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def guide(y: Tensor) -> None:
+        gc.collect()  # frees what is in cycles only
+        alive.append(sum(value() is not None for value in values))
+        pyro.sample("mean", dist.Normal(0.7, 2.0))
+        with pyro.plate("data", len(y)):
+            values.append(weakref.ref(pyro.sample("z", dist.Normal(y / 2, 1.0))))
+
+    y = torch.randn(5)
+    assert len(draw_globals(Program(population, y), guide, (y,), 10, seed=0)) == 10
+    assert max(alive) == 0

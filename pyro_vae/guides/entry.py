@@ -291,7 +291,8 @@ def _known_means(program: Program, guide: ProgramLike, rows: Batch) -> dict[str,
         return None
     sites = _independent(program, guide, rows)
     try:
-        means = {name: site.distribution.mean for name, site in (sites or {}).items()}
+        # Clones, because a mean may be a parameter of the guide, which further training changes.
+        means = {n: s.distribution.mean.detach().clone() for n, s in (sites or {}).items()}
     except NotImplementedError:  # of a transformed distribution, for example
         return None
     return means if means and all(bool(mean.isfinite().all()) for mean in means.values()) else None
@@ -381,13 +382,14 @@ def draw_globals(
             return [GlobalDraw({}, zero)] * num_samples
         with forked(seed, "globals"), evaluating(own, own.model):
             return own.shared.draw(own.program, num_samples)
+    names, draws = [site.name for site in program.global_sites], []
     with forked(seed, "globals"):
-        runs = [program.run_guide(guide, batch) for _ in range(num_samples)]
-    names = [site.name for site in program.global_sites]
-    return [
-        GlobalDraw(run.values(names), total_log_prob(shared_densities(program, run), zero))
-        for run in runs
-    ]
+        for _ in range(num_samples):
+            run = program.run_guide(guide, batch)
+            log_guide = total_log_prob(shared_densities(program, run), zero)
+            draws.append(GlobalDraw(run.values(names), log_guide))
+            del run  # holds a trace of all data, so only one run may be in memory at a time
+    return draws
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
