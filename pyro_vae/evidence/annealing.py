@@ -166,7 +166,7 @@ class Adaptive:
 
 
 def _share(lengths: Tensor) -> Tensor:
-    """Divides the lengths of each datum's stretches by their sum."""
+    """Divides the lengths of the parts of each datum's path by the length of the whole path."""
     return lengths / lengths.sum(dim=0).clamp(min=torch.finfo(lengths.dtype).tiny)
 
 
@@ -196,7 +196,7 @@ class Start(Protocol):
         """Returns the starting distribution, whose density must be normalized."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns a function of z: the log starting density, and log(joint / starting density)."""
+        """Returns a function that maps z to the log starting density and log(joint / start)."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class Ladder(NamedTuple):
 def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
     """Yields the random numbers of `count` transitions, generated from each datum's key.
 
-    The chains have the shape of `z`, `(chains, batch, latents)`.
+    They are for chains whose positions have the shape of `z`, `(chains, batch, latents)`.
     """
     chains, _, latents = z.shape
     for done in range(0, count, _BLOCK):
@@ -303,8 +303,8 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     :math:`\sqrt{(e^{s^2} - 1) / C}`, where :math:`s^2` is the variance of the log weights. This
     variance is estimated from the log weights above the median, because low weights contribute
     little to the mean. The second error is capped at :math:`\max(s, s^2)`. If only a share
-    :math:`f` of the weights is above 0, all this is for these weights, and the square of the second
-    error becomes :math:`(e^{s^2} - 1) / (f C) + (1 - f) / (f C)`.
+    :math:`f` of the weights is above 0, :math:`s^2` is estimated from these weights, and the square
+    of the second error becomes :math:`(e^{s^2} - 1) / (f C) + (1 - f) / (f C)`.
 
     Both errors are estimated from few chains. So the larger error is multiplied by a ratio of two
     97.5% quantiles: that of Student's t over that of the normal distribution. For 16 chains with
@@ -321,7 +321,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:
-    """Computes the first standard error of :func:`log_mean_weight`, leaving out chain by chain."""
+    """Computes the first standard error of :func:`log_mean_weight`, the jackknife's."""
     chains = len(log_weights)
     others = [
         stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))
@@ -544,10 +544,10 @@ def pilot(path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: floa
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """Returns the temperature of every datum that follows the temperature `place`.
+    """Returns the next temperature of every datum, after the temperature `place`.
 
-    It is chosen so that the log weights of the increase have a standard deviation of 0.25 nats.
-    Lower and upper limits on the increase take precedence.
+    The increase is chosen so that the log weights that it gives to the chains have a standard
+    deviation of 0.25 nats. Lower and upper limits on the increase take precedence.
 
     Arguments:
         place: Temperature of every datum.

@@ -130,8 +130,8 @@ class Checks:
         Arguments:
             proposal: Approximate posterior of each datum; the search for modes starts there.
             rows: Row numbers of the data.
-            searched: Mask of the data to search. The result for other data is that of earlier
-                calls; False if there is none.
+            searched: Mask of the data to search. Other data keep the result of an earlier call;
+                without an earlier call, their result is False.
         """
         chosen = searched.nonzero()[:, 0]
 
@@ -177,7 +177,7 @@ def held_out_mass(
     *,
     limit: int,
 ) -> Float64[Tensor, " batch"]:
-    """Estimates the share of each posterior that a proposal fitted to a population misses.
+    """Estimates which share of each posterior is missed by a proposal fitted to a population.
 
     If a posterior has very many modes, the particles are in some of them only, and so are the draws
     of a proposal that is fitted to the particles. So the proposal is fitted to three quarters of
@@ -222,11 +222,11 @@ def excess(one: LogMarginal | Estimate, other: LogMarginal | Estimate) -> Tensor
 def shortfall(
     result: LogMarginal | Estimate, other: LogMarginal | Estimate
 ) -> Float64[Tensor, " batch"]:
-    """Returns by how many nats `result` is below `other`, beyond two joint errors.
+    """Returns by how many nats more than two joint errors `result` is below `other`, or 0.
 
     The log of a mean weight is too low if the draws miss a part of the posterior, and then its
-    error is too small. It is seldom too high. So if two estimates differ by more than chance
-    explains, the lower one probably misses this much.
+    error is too small. The log of a mean weight is seldom too high. So if two estimates differ by
+    more than chance explains, the lower one probably misses this much.
     """
     below = other.value - result.value - _CHANCE * _joint_error(other, result)
     return below.clamp(min=0).nan_to_num(nan=0.0, posinf=torch.inf)

@@ -153,7 +153,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:
     """Refuses a log joint that differs from the fitted quadratic at draws of the prior.
 
-    So operations that cannot be traced are found, such as those on a latent converted to NumPy.
+    This detects operations that cannot be traced, such as those on a latent converted to NumPy.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
     with evaluating(program.model), torch.no_grad(), forked(0, "closed form.prior"):

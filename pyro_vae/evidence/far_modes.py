@@ -6,13 +6,13 @@ Cauchy prior, :math:`y \mid z \sim \mathrm{Cauchy}(z, 1)` and a large :math:`y`,
 at :math:`y` have equal masses. Between them the log joint is nearly flat, so neither draws of the
 prior nor gradients lead from one to the other.
 
-But the likelihood alone leads there. Where it falls as a power of the distance :math:`d` from its
-maximum, its slope is proportional to :math:`1 / d` and its curvature to :math:`1 / d^2`. So a step
-of Newton's method has the length :math:`d`, and the first step already ends near the maximum. In
-the same way, the prior alone leads back. With several latents, some of them may be near the one
-maximum and some near the other. So from each mode, Newton's method maximizes the likelihood and the
-prior, over all latents and over each latent alone. From the points found, it then maximizes the
-joint. This is repeated from each new mode.
+But the likelihood by itself, without the prior, leads to its maximum. Where it falls as a power of
+the distance :math:`d` from its maximum, its slope is proportional to :math:`1 / d` and its
+curvature to :math:`1 / d^2`. So a step of Newton's method has the length :math:`d`, and the first
+step already ends near the maximum. In the same way, the prior by itself leads back. With several
+latents, some of them may be near the one maximum and some near the other. So from each mode,
+Newton's method maximizes the likelihood and the prior, over all latents and over each latent alone.
+From the points found, it then maximizes the joint. This is repeated from each new mode.
 """
 
 import math
@@ -61,9 +61,9 @@ def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
 def _falls_slowly(
     integrand: Integrand, z: Float[Tensor, "points rows latents"], rows: Tensor
 ) -> Bool[Tensor, " rows"]:
-    """Returns a mask of the data whose prior, at some point, is close to that at the first point.
+    """Returns a mask of the data whose prior hardly falls from the first point to a later one.
 
-    Close means at most 300 nats below.
+    At one of the later points, the log prior must be less than 300 nats lower.
     """
     try:
         prior = integrand.prior(z.flatten(0, 1), rows.repeat(len(z))).view(z.shape[:2])
@@ -216,7 +216,7 @@ class _Factor(Integrand):
         return prior if self.of_prior else likelihood
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes gradients and negative Hessians, such that fixed latents do not move."""
+        """Computes gradients and negative Hessians for Newton steps that move only free latents."""
         slope, bend = super().derivatives(z, rows)
         free = torch.tensor(self.free, device=z.device)
         bend = bend.where(free & free[:, None], 0.0)

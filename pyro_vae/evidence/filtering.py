@@ -76,10 +76,10 @@ class ParticleFilter:
     The program must have one latent site for each time, and each datum is a whole series. The
     estimate of p(y) is unbiased. The standard error is computed from the differences between
     independent filters, called islands. A datum is reliable if the islands' effective sample size
-    is at least half their number. By default the particles are drawn from the program, without the
-    guide (the bootstrap filter). If single observations are very informative, few of these
-    particles survive, and the error is large. A guided filter draws the particles from the guide.
-    If the guide has learned to look ahead, far fewer particles give the same accuracy.
+    is at least half the number of islands. By default the particles are drawn from the program,
+    without the guide (the bootstrap filter). If single observations are very informative, few of
+    these particles survive, and the error is large. A guided filter draws the particles from the
+    guide. If the guide has learned to look ahead, far fewer particles give the same accuracy.
 
     Programs with discrete latent sites are refused, because these sites are summed out, and the
     filter can only draw sites.

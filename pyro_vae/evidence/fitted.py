@@ -233,7 +233,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Finds data with several modes as :func:`other_modes`, in a single batch of fits."""
+    """Does the work of :func:`other_modes` for data that are fitted in a single batch."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _elsewhere(program, batch, first)

@@ -338,8 +338,9 @@ class Sampling:
     def _with_missed(self, weights: Weights, block: Block) -> "_Statistics":
         """Computes statistics of `weights`, and the share of the posterior that draws may miss.
 
-        The share is computed from the draws in `block`, which are all or some of those that have
-        the weights, and only for data whose interval is expected to cover the truth.
+        The share is computed only for data whose interval is expected to cover the truth. It is
+        computed from the draws in `block`, which can be only a part of the draws that `weights`
+        belong to.
         """
         found = _statistics_of(weights, self.average)
         some = found.covers.nonzero()[:, 0]

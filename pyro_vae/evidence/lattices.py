@@ -132,8 +132,9 @@ class Lattice:
     Arguments:
         integrand: The log joint.
         frames: The modes, with their coordinates.
-        spacing: Distance of neighbouring points, in standard deviations of their mode.
-        depth: Nats below a lattice's heaviest point; neighbours of lighter points are not visited.
+        spacing: Distance between neighbouring points, in standard deviations of their mode.
+        depth: If the log mass of a point is this many nats or more below that of the lattice's
+            heaviest point, the point's neighbours are not visited.
         max_points: Largest number of points on a lattice.
     """
 
@@ -151,7 +152,7 @@ class Lattice:
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the log mass of lattice points, and the log of the part that is the mode's.
+        """Computes the log mass of lattice points, and the log of the mode's part of this mass.
 
         Points are given by lattice number and integer coordinates. The two results are nan where
         the log joint is undefined.
@@ -164,7 +165,7 @@ class Lattice:
         return mass, mass + share
 
     def sums(self) -> Sums:
-        """Sums the mass at each lattice's points, outwards from the modes until there is none."""
+        """Sums the mass at each lattice's points, outwards from the modes until no mass is left."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         frontier = self._seeds()
         seen = Seen(frontier)
@@ -234,7 +235,7 @@ class Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the log mass of the heaviest cell around a mode of its datum."""
+        """Returns, for each mode, the largest log mass of a cell around a mode of its datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)
@@ -281,10 +282,11 @@ class Lattice:
 
 
 class Seen:
-    """The set of keys visited so far, as sorted runs, each less than half as long as the previous.
+    """The keys visited so far, in sorted lists, each less than half as long as the one before.
 
-    On a narrow ridge many points are visited, a few at a time. In runs of falling lengths, a key is
-    sorted again only when its run has doubled, and not whenever a few points are added.
+    On a narrow ridge many points are visited, a few at a time. Sorting all keys after each addition
+    would be slow. Instead, a list is merged into the list before it as soon as it is at least half
+    as long.
     """
 
     def __init__(self, keys: Tensor) -> None:
@@ -327,7 +329,7 @@ def _added(total: Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> Sum
 
 
 def _jumps(keys: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds jumps between neighbouring points of a line: steps far larger than those beside them.
+    """Finds jumps: steps between neighbouring points of a line, far larger than adjacent steps.
 
     Returns the indices of the points before the jumps, and the log of each jump's height.
 

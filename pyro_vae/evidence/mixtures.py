@@ -170,7 +170,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 def joined(
     one: StudentMixture, other: StudentMixture, share: Float64[Tensor, " batch"] | float
 ) -> StudentMixture:
-    """Joins two mixtures into one, in which the components of `other` have the total `share`."""
+    """Joins two mixtures into one, in which the shares of `other` add up to `share`."""
     own = torch.as_tensor(share, dtype=one.loc.dtype, device=one.loc.device).unsqueeze(-1)
     first = replace(one, log_shares=one.log_shares + (-own).log1p())
     second = replace(other, log_shares=other.log_shares + own.log())

@@ -1,9 +1,9 @@
 r"""Modes of log joints, and mixtures of normal densities that approximate the joint densities.
 
-Each mode has one component. Its mass is the mode's mass by Laplace's method, and it is somewhat
-wider than the mode. The mixture shows whether a new mode lies on a ridge that known modes already
-represent. It also divides the joint density among the modes: at every point, the modes' shares add
-up to one.
+Each mode has one component. The component has the mass that Laplace's method gives for the mode,
+and it is somewhat wider than the mode. The mixture shows whether a new mode lies on a ridge that
+known modes already represent. It also divides the joint density among the modes: at every point,
+the modes' shares add up to one.
 """
 
 import math
@@ -34,8 +34,9 @@ class Modes:
         height: Log joint at each mode, in nats.
         axes: Principal directions at each mode, as columns. The length of a column is one standard
             deviation.
-        stretch: How much wider than its axis a mode is on the axis's positive and on its negative
-            side; at least 1. A mode at a jump is steep on one side, and wide on the other.
+        stretch: Width of the mode on the positive and on the negative side of each axis, divided
+            by the length of the axis; at least 1. A mode at a jump is steep on one side,
+            and wide on the other.
     """
 
     rows: Int64[Tensor, " modes"]

@@ -30,7 +30,7 @@ def tail_powers(
     mean: Float[Tensor, "batch latents"],
     sd: Float[Tensor, "batch latents"],
 ) -> Float[Tensor, "batch latents"]:
-    """Returns the power of the distance by which the posterior density of each latent falls.
+    """Returns the power :math:`a` with which the posterior density of each latent falls.
 
     The result is infinite for densities that fall faster than any power, and large for those that
     fall exponentially. It is also infinite if the program fails far from the mean.

@@ -20,13 +20,13 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
    for two latents, on five for three). The average of the sums over these lattices is the result,
    and the spread of the sums is the error of the result. This error is conservative: for a kink in
    one dimension it is six times the true error, wherever the kink lies between the points. (The
-   sums over two lattices could agree at a kink by accident. At two jumps even three could, so for
-   one latent the mass next to a jump counts, too.) If the error is too large, the spacing
-   is halved. The shifts are not along a diagonal. The reason: the error of a sum over a lattice
-   consists of the integrand's Fourier coefficients at the vectors of the dual lattice, with phases
-   that depend on the shift. Shifts along a diagonal would not change the phase of the vector
-   (1, -1). So for a slanted ridge all lattices would have the same error, the sums would agree, and
-   the result would look exact.
+   sums over two lattices could agree at a kink by accident. At two jumps even those over three
+   lattices could, so for one latent the mass next to a jump counts, too.) If the error is too
+   large, the spacing is halved. The shifts are not along a diagonal. The reason: the error of a sum
+   over a lattice consists of the integrand's Fourier coefficients at the vectors of the dual
+   lattice, with phases that depend on the shift. Shifts along a diagonal would not
+   change the phase of the vector (1, -1). So for a slanted ridge all lattices would have the same
+   error, the sums would agree, and the result would look exact.
 5. If the grid of the scan is fine enough, the sum over the grid is a second estimate of the mass of
    all modes that are wide enough for this grid. The difference of the two estimates is part of the
    error.
@@ -280,7 +280,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _depth(method: Quadrature) -> float:
-    """Nats below the heaviest point of a lattice at which mass no longer counts."""
+    """Nats by which a point must lie below the heaviest point for its mass to be negligible."""
     return _MARGIN - math.log(method.tolerance)
 
 

@@ -278,7 +278,7 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
 
 
 def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
-    """Estimates the share of each posterior at edges where rounding changes another density."""
+    """Estimates each posterior's share of mass at edges where rounding changes other densities."""
     edge = _at_edge(draws)
     if not bool(edge.any()):
         return torch.zeros(len(rows[0]), 1, dtype=torch.float64, device=edge.device)
@@ -293,7 +293,7 @@ def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge 
     """Computes by how many nats the log densities change if latents move off their edges.
 
     A moved latent's own density does not change, because it is computed from the unconstrained
-    value, which stays. So the change is that of other sites.
+    value, which stays the same. So only the densities of other sites change.
 
     Arguments:
         draws: The prior draws.

@@ -167,7 +167,7 @@ class _Places:
         """Makes a grid with `along` points per latent.
 
         Returns the points as latents, `(points, data or 1, latents)`, the log Jacobian of the
-        coordinates at each point, and the distance of neighbouring points, `(data or 1,)`.
+        coordinates at each point, and the distance between neighbouring points, `(data or 1,)`.
         """
         even = torch.linspace(-1, 1, along, dtype=self.end.dtype, device=self.end.device)
         product = torch.cartesian_prod(*[even] * self.middle.shape[-1])
@@ -187,7 +187,7 @@ class _Grid:
         value: Log joint, `(data, along, ..., along)`, for `along` points per latent.
         prior: Log prior, of the same shape.
         density: Log joint plus the log Jacobian of the grid's coordinates, of the same shape.
-        spacing: Distance of neighbouring points in the grid's coordinates, `(data or 1,)`.
+        spacing: Distance between neighbouring points in the grid's coordinates, `(data or 1,)`.
     """
 
     z: Tensor
@@ -229,7 +229,7 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Returns a mask of the points at or next to this grid's peaks, on a grid twice as fine."""
+        """Returns a mask on a grid twice as fine: the points at or next to this grid's peaks."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latent_dim)
         finer[(slice(None), *[slice(None, None, 2)] * self.latent_dim)] = self.peaks.to(finer)

@@ -280,7 +280,7 @@ class Seeker:
     def heavy(self, known: Modes | None = None) -> Modes:
         """Returns the modes that are heavy enough to count, without the modes in `known`.
 
-        These are the first modes that were found, so they come first in the list of all modes.
+        The modes in `known` must be those that were found first.
         """
         assert self.modes is not None  # the first guess led to a mode for every datum
         enough = self.modes.log_mass >= self.modes.heaviest[self.modes.rows] - self.depth

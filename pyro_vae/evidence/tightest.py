@@ -2,8 +2,8 @@ r"""The ladder: estimators of log p(y) in order of cost, tried for each datum un
 
 Each estimator is a *rung*; :class:`Tightest` lists the rungs. Each rung has its own diagnostics,
 but these cannot show mass that no draw reached. For example, a Gaussian at one of eight equal modes
-has nearly equal weights, so log p(y) is low by log 8 with a tiny error. So a rung is accepted only
-if independent checks agree:
+has nearly equal weights, so the estimate of log p(y) is low by log 8, but the reported error is
+tiny. So a rung is accepted only if independent checks agree:
 
 * For all rungs that sample, draws of the prior must not find significantly more mass than the
   rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`. For time series, a small
@@ -405,7 +405,7 @@ def _of_rows(source: Source, rows: Tensor) -> Source:
 
 
 def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
-    """Sets method and bound by the rungs used; data without an accepted rung count as `tried`."""
+    """Sets method and bound by the accepted rungs; `tried` stands in where none was accepted."""
     rungs = (RUNGS[place] for place in result.rung.unique().tolist())
     used = {tried if rung is Rung.NONE else rung for rung in rungs}
     bound = Bound.TWO_SIDED if used & {Rung.CLOSED_FORM, Rung.QUADRATURE} else Bound.LOWER
@@ -459,7 +459,7 @@ def _by_quadrature(run: _Run) -> _Attempt | None:
 
 
 def _from_guide(run: _Run) -> _Attempt:
-    """Samples from the guide; without a datum to accept, the expensive checks are left out."""
+    """Samples from the guide; the expensive checks are left out if no datum can be accepted."""
     posterior = run.posterior.rows(run.open)
     result = run.weighed(posterior, Rung.GUIDE)
     efficient = result.ess >= _EFFICIENT * result.num_samples
@@ -536,7 +536,7 @@ def _from_mixture(run: _Run) -> _Attempt:
 
 
 def _around(z: Tensor, others: StudentMixture, far: FarModes | None) -> StudentMixture:
-    """Returns a mixture that is fitted to a population's particles, joined with other mixtures.
+    """Fits a mixture to a population's particles, and joins it and other mixtures into one.
 
     Arguments:
         z: Particles, `(islands, particles, batch, latents)`.
@@ -548,7 +548,7 @@ def _around(z: Tensor, others: StudentMixture, far: FarModes | None) -> StudentM
 
 
 def _from_population(run: _Run) -> _Attempt:
-    """Runs a population from the previous rung's mixture, and checks it by earlier estimates."""
+    """Runs a population from the previous rung's mixture, and checks its estimates."""
     own = _population(run, StartFromGuide(), Rung.TEMPERED)
     return run.checked(own.result, own)
 

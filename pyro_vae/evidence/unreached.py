@@ -175,7 +175,8 @@ def _share(
 ) -> Tensor:
     """Estimates the missed share of each posterior's mass for data that fit into one run.
 
-    If the program fails, each datum is tried alone, and then with its points near the draws alone.
+    If the program fails, it is run for one datum at a time. If it fails for a datum, only the
+    datum's points near the draws are used.
     """
     again = partial(_share, num_samples=num_samples, limit=limit)
     try:
@@ -278,7 +279,7 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws, limit: int) ->
 
 
 class _Grid(NamedTuple):
-    """A grid for one latent, of `number` points that are dense at the center, for every datum."""
+    """Grids for one latent, one per datum, each of `number` points that are dense at the center."""
 
     center: Float[Tensor, " batch"]
     sd: Float[Tensor, " batch"]
@@ -286,7 +287,7 @@ class _Grid(NamedTuple):
 
     @classmethod
     def about(cls, whitening: Whitening, number: int) -> "_Grid":
-        """Makes a grid with mean and standard deviation of the draws that were whitened."""
+        """Makes a grid with center and scale from the mean and the root of `whitening`."""
         return cls(whitening.loc[:, 0], whitening.root[:, 0, 0], number)
 
     def points(self) -> Float[Tensor, "points batch"]:

@@ -278,7 +278,7 @@ def _chosen(number: int, wanted: int, seed: int) -> Tensor:
 
 
 def _defaults(program: Program) -> dict[str, Estimator]:
-    """Returns the default estimators; whether the closed form applies is seen when it runs."""
+    """Returns the default estimators, with the closed form even if the program may have none."""
     methods: dict[str, Estimator] = {"importance sampling": ImportanceSampling()}
     if program.latent_dim <= _MOST_LATENTS:
         methods["quadrature"] = Quadrature()

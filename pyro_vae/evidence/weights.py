@@ -116,8 +116,9 @@ def weigh_row(
 ) -> Weights:
     """Computes the weights of one datum from very many draws, without keeping the draws.
 
-    The draws are made and weighed in pieces. They are the same as those of :func:`draw_rows`,
-    because the program, which runs after each piece, uses a separate random stream.
+    The draws are made and weighed in pieces, and are equal to those of :func:`draw_rows`. The
+    program runs between pieces, but takes its random numbers from another stream, so it does not
+    change the draws that follow.
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), take_rows(batch, rows)
@@ -273,8 +274,8 @@ def check_data(
     """Checks the data: shapes, nan and inf, and the values that the likelihood allows.
 
     A nan is allowed if the program treats it as a missing entry (see `PartlyObserved`). Error
-    messages refer to the data by the name `argument`. Pass `for_training` for all rows of a
-    training set: then a warning names constant columns.
+    messages refer to the data by the name `argument`. If `for_training`, the data are a
+    whole training set, and a warning names constant columns.
     """
     check = hooks_of(model).check
     with naming(argument), nullcontext() if for_training else part_of_the_data():

@@ -137,7 +137,7 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
 
     Returns:
         `(*batch,)`, float64, in nats; `+inf` where all weights but one are zero, and `-inf` where
-        every weight is. To first order the standard error is that of :func:`log_marginal`.
+        all weights are zero. To first order the standard error is that of :func:`log_marginal`.
 
     Raises:
         ValueError: If there are fewer than two particles.
@@ -233,7 +233,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def mean_over_data(estimate: Estimate) -> Estimate:
-    r"""Averages independent estimates over the data at hand, with the Monte Carlo error alone.
+    r"""Averages independent estimates over given data; the error is only the Monte Carlo error.
 
     .. math:: \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N^2} \sum_n \text{error}_n^2
@@ -268,11 +268,11 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
     .. math:: \bar x = \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N (N - 1)} \sum_n (x_n - \bar x)^2
 
-    The error says how much *another sample of data* would change the mean. So it is the
-    error of a mean over held-out data as an estimate for all new data. If the values are Monte
-    Carlo estimates, the error already includes their noise, because it is computed from their
-    spread. Data must be independent. For the error from other random draws on the same data, use
-    :func:`mean_over_data`.
+    The error says how much *another sample of data* would change the mean. Use this
+    error if the mean over held-out data is to estimate the mean over all new data. If the values
+    are Monte Carlo estimates, the error already includes their noise, because it is computed from
+    the spread of the values. Data must be independent. For the error from other random
+    draws on the same data, use :func:`mean_over_data`.
 
     Arguments:
         value: :math:`x_n`, `(*batch,)`, one per datum.

@@ -17,7 +17,7 @@ The model with each power is fitted to three parts of the ELBO's curve: its last
 and third. The gain from each fit is also multiplied by a random factor, whose logarithm has
 standard deviation 0.8.
 
-The prior weights and the factor were chosen with runs of which the true gain is known: fits of
+The prior weights and the factor were chosen with runs whose true gain is known: fits of
 probabilistic PCA, and of VAEs that were then trained ten times longer. Of 435 runs of other kinds,
 348 of them simulated, 90% of the intervals (`low`, `high`) contained the true gain, and half of the
 estimates were right within a factor of two. The intervals are wide, often by a factor of 30, since
@@ -68,7 +68,7 @@ class Gain(NamedTuple):
     weights: NDArray[np.float64]
 
     def below(self, gain: float) -> float:
-        """Returns the probability that further training gains less than this."""
+        """Returns the probability that further training gains less than `gain`."""
         return float(self.weights[self.gains < gain].sum())
 
 
@@ -168,7 +168,7 @@ def _answers(
 
 
 def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """Returns g: the gain still to come after each time, over the gain to come after the run."""
+    """Returns g: the gain to come after each time, divided by the gain to come after the run."""
     if power == 0:
         return 1 - np.log(time) / np.log(_LONGER)
     least = _LONGER**-power

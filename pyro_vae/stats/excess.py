@@ -297,7 +297,7 @@ def _tail_of(log_weights: Tensor) -> _Tail:
 
 
 def _moments(tail: _Tail, margin: float) -> tuple[Tensor, Tensor]:
-    """Returns the second and third central moments of weights whose tail is the fitted one.
+    """Returns the second and third central moments of the weights, with the fitted tail.
 
     The weights are divided by their mean. The shape and the scale of the tail are raised by
     `margin` standard errors.

@@ -203,7 +203,7 @@ class FalseDiscoveries:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    r"""Judges each p-value alone; the rate limits each datum's probability of a false alarm.
+    r"""Judges each p-value by itself; the rate limits each datum's probability of a false alarm.
 
     Arguments:
         rate: Largest probability of a false alarm for one datum, between 0 and 1.
