@@ -201,7 +201,10 @@ def _plain(kind: Kind, value: Any) -> str:
     """Writes code that turns a tensor or an array `x` into a valid plain value, or returns ""."""
     if not isinstance(value, Tensor | np.ndarray) or value.ndim > 1:
         return ""
-    plain, code = (value.tolist(), "x.tolist()") if value.ndim else (value.item(), "x.item()")
+    try:
+        plain, code = (value.tolist(), "x.tolist()") if value.ndim else (value.item(), "x.item()")
+    except RuntimeError:  # no values can be read: a sparse tensor, or one on the device "meta"
+        return ""
     if isinstance(plain, list) and len(plain) == 1 and not isinstance(kind, Items):
         plain, code = plain[0], "x.item()"
     try:

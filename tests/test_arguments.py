@@ -241,6 +241,8 @@ def test_the_examples_of_remedies_are_taken() -> None:
         (np.array(5), "num_samples=x.item()"),
         (torch.tensor(0), "num_samples=1000, the default"),  # 0 would be refused in turn
         (torch.tensor(2.5), "num_samples=1000, the default"),
+        (torch.tensor(5, device="meta"), "num_samples=1000, the default"),  # it has no values
+        (torch.tensor([5.0]).to_sparse(), "num_samples=1000, the default"),  # cannot be listed
     ],
 )
 def test_a_plain_value_is_a_remedy_where_it_is_taken(x: Any, remedy: str) -> None:
