@@ -201,7 +201,7 @@ class Start(Protocol):
 
 @dataclass(frozen=True)
 class StartFromPrior:
-    """Starts chains from the prior, without a guide; narrow posteriors take many temperatures."""
+    """Starts chains from the prior, without a guide; narrow posteriors need many temperatures."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """Returns the prior, from which the chains start."""
@@ -559,7 +559,7 @@ def _onwards(place: Tensor, spread: Tensor) -> Tensor:
 
 
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
-    """Resamples each datum's chains systematically, by the weights of a temperature increase.
+    """Resamples each datum's chains systematically, by the weights from a temperature increase.
 
     Arguments:
         point: The chains.

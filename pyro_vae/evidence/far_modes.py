@@ -43,7 +43,7 @@ _MOST_LATENTS = 10  # with more, maxima are sought over all latents, but not ove
 
 
 def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data whose prior falls as a power along some flat latent.
+    """Returns a mask of the data whose prior falls as a power along some axis of the latents.
 
     Each datum's prior is judged by itself, since priors can depend on covariates. If the program
     fails far from the prior's center, the result is False.

@@ -61,8 +61,8 @@ class Stage(NamedTuple):
     Arguments:
         sites: Names of the latent sites.
         entries: For each observed site, a mask of those entries of a datum whose density depends
-            only on the sites of this and earlier stages. Empty for the last stage, which determines
-            all entries.
+            only on the sites of this and earlier stages. Empty for the last stage, after which
+            all entries are determined.
     """
 
     sites: tuple[str, ...]

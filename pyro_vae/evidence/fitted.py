@@ -1,8 +1,8 @@
 r"""Finds, for each datum separately, the member of a family that is closest to the posterior.
 
 This best member is the reference for a guide (:func:`pyro_vae.inference_gap`). A slightly widened
-copy is a good proposal for importance sampling. The full-rank Gaussian closest to the posterior has
-the correlations that a mean-field guide lacks, and the extra width covers the tails.
+copy of it is a good proposal for importance sampling. The full-rank Gaussian closest to the
+posterior has the correlations that a mean-field guide lacks, and the extra width covers the tails.
 
 A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
 and the likeliest of some draws of the prior. If the posterior is symmetric about 0 with modes on

@@ -443,9 +443,8 @@ def _judged(
 def with_missed(result: LogMarginal, missed: Tensor) -> LogMarginal:
     """Allows for mass that the draws are expected to miss: enlarges errors, and adds doubts.
 
-    A missed share of up to a sixth of the error is already part of the fitted tail's error. A
-    larger share enlarges the error. If the share exceeds 0.75 times the error, the datum is also
-    in doubt.
+    A missed share of up to a sixth of the error is already included in the error. A larger share
+    enlarges the error. If the share exceeds 0.75 times the error, the datum is also in doubt.
 
     Arguments:
         result: Estimates by importance sampling.

@@ -269,7 +269,7 @@ class _Run:
     """The state of one call of the ladder.
 
     Open data are those without an accepted estimate so far. Each rung runs on the open data, and
-    can use what earlier rungs left here.
+    can use the results of earlier rungs, which are stored here.
     """
 
     ladder: Tightest

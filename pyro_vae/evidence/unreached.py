@@ -320,7 +320,8 @@ def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
 
     The shape is `(number, batch, latents)`. Half of the points spread in all directions. Each of
     the other points is far from the mean along one axis only, to reach the tails of one latent. The
-    axes take turns; if there are not enough points for all axes, each datum starts at a random one.
+    axes take turns; if there are not enough points for all axes, each datum starts at a random
+    axis.
     """
     latents = like.shape[-1]
     noise = normals(keys, number, latents + _DEGREES, like)

@@ -2,13 +2,13 @@ r"""Checks of estimates of log p(y) that a single estimator cannot make by itsel
 
 *Cross-checks.* Let :math:`a_n` and :math:`b_n` be estimates with independent standard errors
 :math:`e_{an}` and :math:`e_{bn}`. If the two estimates are right, :math:`z_n = (a_n - b_n) /
-\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for
-sums over data, which detects a common shift too small to show in a single datum. Lower and upper
-bounds also have a one-sided bias of second order: the logarithm of an average is low by about
-:math:`e^2 / 2`. So twice this bias, :math:`e^2`, is allowed: a lower bound can be too low by this
-amount, and an upper bound too high. Any larger difference is a contradiction. With :math:`m`
-comparisons, the threshold for :math:`|z|` is the two-sided normal quantile for a probability of
-:math:`\alpha / m`.
+\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal. The corresponding statistic for
+sums over data is approximately standard normal, too; it detects a shift that is common to all data
+and too small to show in a single datum. Lower and upper bounds also have a one-sided bias of second
+order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this bias, :math:`e^2`,
+is allowed: a lower bound can be too low by this amount, and an upper bound too high. Any larger
+difference is a contradiction. With :math:`m` comparisons, the threshold for :math:`|z|` is the
+two-sided normal quantile for a probability of :math:`\alpha / m`.
 
 *Bounds from both sides, for simulated data.* If a program simulates :math:`z \sim p(z)` and then
 :math:`y \sim p(y \mid z)`, then :math:`z` is an exact draw from the posterior :math:`p(z \mid y)`.

@@ -10,12 +10,12 @@ far, in units of the whole run. The model is
 
 Since :math:`g_p(1) = 1` and :math:`g_p(10) = 0`, the gain from training ten times as long is
 :math:`b`. The power :math:`p` says how the curve continues: as a straight line (-1), as a logarithm
-(0), or levelling off, the sooner the larger :math:`p` is. The curve so far hardly tells which power
-is right. With the same slope at its end, one curve may be about to level off, and another one about
-to rise from a saddle point. So the powers have prior weights, and how well they fit counts little.
-The model with each power is fitted to three parts of the ELBO's curve: its last two thirds, half
-and third. The gain from each fit is also multiplied by a random factor, whose logarithm has
-standard deviation 0.8.
+(0), or levelling off (:math:`p > 0`, and sooner for a larger :math:`p`). The curve so far hardly
+tells which power is right. With the same slope at its end, one curve may be about to level off, and
+another one about to rise from a saddle point. So the powers have prior weights, and how well they
+fit counts little. The model with each power is fitted to three parts of the ELBO's curve: its last
+two thirds, half and third. The gain from each fit is also multiplied by a random factor, whose
+logarithm has standard deviation 0.8.
 
 The prior weights and the factor were chosen with runs whose true gain is known: fits of
 probabilistic PCA, and of VAEs that were then trained ten times longer. Of 435 runs of other kinds,

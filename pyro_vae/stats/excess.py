@@ -207,8 +207,8 @@ def mean_covers(
             the test above.
 
     Returns:
-        `(*batch,)`, bool. Means of equal or infinite values are certain, and trusted. If the
-        largest or smallest draws are all equal, no tail is fitted.
+        `(*batch,)`, bool. A mean is also trusted if all its draws are equal up to rounding, or if
+        one is infinite. If the largest or smallest draws are all equal, no tail is fitted.
 
     Raises:
         ValueError: If there are fewer than :data:`MIN_TAIL_PARTICLES` particles.

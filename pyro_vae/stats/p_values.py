@@ -1,4 +1,4 @@
-r"""P-values that are exact for any number of draws, and rules to flag some of many p-values.
+r"""P-values that are exact for any number of draws, and rules that flag some of many p-values.
 
 If a number t is exchangeable with n reference numbers :math:`t_r`, its rank among them is uniform,
 and

@@ -54,7 +54,7 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
         raise ValueError(
             f"`ranks` must have at least one entry, all from 0 to num_samples={num_samples}; got "
             + (f"ranks from {ranks.min()} to {ranks.max()}" if len(ranks) else "no ranks")
-            + ": pass all ranks, with the number of draws among which they were counted"
+            + ": pass all ranks, and the largest possible rank as `num_samples`"
         )
     tails = _tails(len(ranks), num_samples)
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1].numpy()
