@@ -384,15 +384,17 @@ class VAE(
         how: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
         if self.table_.validation is not None:
             how["patience"] = self.patience
-        with _constant_columns_allowed():
-            result = self.table_.fit(
-                num_epochs=self.max_epochs,
-                optimizer=adam_with(self.learning_rate),
-                seed=self.seed_,
-                progress=bool(self.verbose),
-                **how,
-            )
-        self.table_.dataset = self.table_.validation = None  # an estimator does not keep its rows
+        try:
+            with _constant_columns_allowed():
+                result = self.table_.fit(
+                    num_epochs=self.max_epochs,
+                    optimizer=adam_with(self.learning_rate),
+                    seed=self.seed_,
+                    progress=bool(self.verbose),
+                    **how,
+                )
+        finally:  # an estimator does not keep its rows, not even if training fails
+            self.table_.dataset = self.table_.validation = None
         if result.stopped == "interrupted":
             warn(
                 f"training was interrupted after {count_of(len(result.history.epoch), 'epoch')}, "

@@ -496,6 +496,7 @@ def test_a_fit_that_failed_leaves_no_answers(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("pyro_vae.tables.fit", failed)
     with pytest.raises(FloatingPointError):
         vae.fit(1000 * IRIS)
+    assert vae.table_.dataset is None  # the rows are not kept either
     for ask in (vae.transform, vae.score_samples, vae.inverse_transform):
         with pytest.raises(NotFittedError, match="fit the estimator first"):
             ask(IRIS)
