@@ -597,3 +597,34 @@ def test_training_refuses_what_evaluation_refuses(names: str, message: str) -> N
             pv.fit(two, guide, Y, objective=objective, num_epochs=1, progress=False)
     with pytest.raises(ValueError, match=message):
         pv.elbo(two, guide, Y)
+
+
+@pytest.mark.parametrize("name", ["draws", "log_marginal"])
+def test_a_guide_of_a_mixture_that_draws_one_value_at_a_time(name: str) -> None:
+    """It takes wrong means for a sample shape; its equal components are one normal."""
+
+    def two(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(y), 2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    def mixture(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            locs, scale = (y / 2)[:, None].expand(-1, 2, -1), torch.full((len(y), 2, 2), SD)
+            q = dist.MixtureOfDiagNormals(locs, scale, torch.zeros(len(y), 2))
+            pyro.sample("z", q)
+
+    y = torch.randn(3, 2)
+    if name == "draws":
+        y += 100 * torch.arange(3)[:, None]
+        posterior = ProgramPosterior(Program(two, y), mixture, (y,))
+        for number in (2, 7):  # at most as many draws as rows, and more
+            with torch.no_grad():
+                z, log_q = posterior.draw(number)
+            assert float((z - y / 2).abs().max()) < 10 * SD
+            torch.testing.assert_close(log_q, dist.Normal(y / 2, SD).to_event(1).log_prob(z))
+    else:
+        lml = pv.log_marginal_likelihood(two, mixture, y, pv.ImportanceSampling(50))
+        expected = dist.Normal(0.0, 2**0.5).log_prob(y).sum(dim=1)
+        assert SD == 0.5**0.5  # the exact posterior: every weight is p(y)
+        torch.testing.assert_close(lml.value, expected.double(), rtol=1e-5, atol=1e-5)

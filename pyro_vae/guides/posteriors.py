@@ -250,6 +250,16 @@ def _is_known(q: Distribution) -> bool:
     return own and (inside is None or _is_known(inside))
 
 
+def _takes_sample_shape(q: Distribution) -> bool:
+    """Whether q can make several draws of each row at once.
+
+    Two mixtures of Pyro then take the means of other rows, or raise an error.
+    """
+    inside = _inside(q)
+    one_by_one = dist.MixtureOfDiagNormals | dist.MixtureOfDiagNormalsSharedCovariance
+    return not isinstance(q, one_by_one) and (inside is None or _takes_sample_shape(inside))
+
+
 def _inside(q: Distribution) -> Distribution | None:
     """The distribution that `q` transforms, masks or reinterprets; `None` if there is none."""
     return q.base_dist if isinstance(q, _Wrapper) else None
@@ -292,8 +302,8 @@ class ProgramPosterior(Posterior):
     def only(self) -> SitesPosterior | None:
         """The posterior of the guide's site if the guide has exactly one site; otherwise `None`.
 
-        `None` as well if the model masks latents, or if the first batch dimension of the site does
-        not index the data.
+        `None` as well if the model masks latents, if the first batch dimension of the site does
+        not index the data, or if its distribution cannot make several draws at once.
         """
         if not self.program.latent_sites or self.program.structure.masked:
             return None
@@ -305,6 +315,8 @@ class ProgramPosterior(Posterior):
         if others or not by_datum or set(run.sites) - {latent.name, *self.program.fixed}:
             return None
         without_auxiliary(self.program, [run[latent.name]])
+        if not _takes_sample_shape(distribution):
+            return None
         dim = -len(distribution.batch_shape)
         return SitesPosterior(self.program, {latent.name: distribution}, dim)
 
