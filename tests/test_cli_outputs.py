@@ -261,7 +261,7 @@ def test_new_rows_need_no_key_of_the_training_file() -> None:
     np.savez("others.npz", u=x, v=x)
     assert "save the array under the name 'x'" in refusal("embed", "model", "others.npz")
     Path("both.npz").unlink()
-    assert "pass a file of rows after the model" in refusal("evaluate", "model")
+    assert "name a file of rows as DATA" in refusal("evaluate", "model")
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.parquet", "images.npy"])

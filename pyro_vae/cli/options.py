@@ -334,7 +334,7 @@ class ModelChoice:
     def require_apart(self, out: Path) -> None:
         """Refuses a folder of results that would also hold the state of training.
 
-        Saving the results replaces their folder, which is refused if the folder holds other files.
+        Saving replaces the whole folder of results, and refuses a folder that holds other files.
         """
         if self.resume is None:
             return
@@ -367,7 +367,7 @@ class Run:
 
     @property
     def progress(self) -> bool | None:
-        """Returns False if --quiet is given; otherwise None: progress bars on terminals only."""
+        """Returns False if --quiet is given; otherwise None, which shows bars on terminals only."""
         return False if self.quiet else None
 
     def say(self, text: str) -> None:

@@ -62,7 +62,7 @@ class Selection:
         frame: The table of these rows, including the columns that were left out of the model; None
             if the rows are a tensor.
         title: A description of the rows.
-        seen: How many of the rows the model was trained on, as far as is known.
+        seen: How many of these rows are known to be training rows.
     """
 
     vae: TableVAE
@@ -89,7 +89,8 @@ def selection_of(question: Question, run: Run) -> Selection:
     if held_out and not path.exists():
         raise FileNotFoundError(
             f"the model in '{question.folder}' was trained on a part of '{path}', which does not "
-            "exist: pass a file of rows after the model, or change the current folder"
+            "exist: name a file of rows as DATA, after the folder of the model, or change the "
+            "current folder"
         )
     which = replace(which, key=key_for(path, which.key))
     if isinstance(vae.units, Columns):
@@ -133,7 +134,7 @@ def _labels(index: Any) -> dict[str, list[Any]]:
 
 
 def _renamed(own: Mapping[str, Value], results: Collection[str]) -> dict[str, Value]:
-    """Renames columns of a table whose names are also those of results, such as `log_p`."""
+    """Renames each column of a table that has the name of a result, such as `log_p`."""
     return {f"{name} (table)" if name in results else name: own[name] for name in own}
 
 
@@ -151,7 +152,7 @@ def _of_grey(
 def _rows_to_use(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str, int]:
-    """Returns the positions of the rows to use, a title, and how many were trained on.
+    """Returns the positions of rows to use, a title, and how many of them are training rows.
 
     All rows are used, or with `held_out` only the rows that the model was not trained on.
     """
@@ -300,7 +301,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run) -> None
 
 
 def write_report(question: Question, choice: ReportChoice, run: Run) -> None:
-    """Writes a page on a saved model and some rows: the results, and how far to trust these."""
+    """Writes a page on a saved model and some rows: the results, and how far to trust them."""
     check_out(choice.out, (".html",), question=question)
     chosen = selection_of(question, run)
     page = _page(chosen, question, choice, run)
@@ -385,7 +386,7 @@ def _endings(units: Columns | Scaling) -> tuple[str, ...]:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Reads the notes that the command line saved with a model; refuses other models."""
+    """Reads the command line's notes on a model; refuses a model saved in another way."""
     about = storage.read_about(folder)
     data, known = about.get("data"), {entry.name for entry in fields(DataChoice)}
     if not (isinstance(data, dict) and isinstance(data.get("data"), str) and set(data) <= known):

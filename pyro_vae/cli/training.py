@@ -32,7 +32,7 @@ def describe_data(which: DataChoice, run: Run) -> None:
 
 
 def compare_guides(which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run) -> None:
-    """Trains a model under each guide, then all guides again with the first guide's model fixed."""
+    """Trains a model with each guide; then fixes the first model, and trains all guides for it."""
     if choice.out is not None:
         require_place(choice.out)
         how.require_apart(choice.out)
@@ -69,7 +69,7 @@ def compare_guides(which: DataChoice, how: ModelChoice, choice: CompareChoice, r
 
 
 def fit_guide(which: DataChoice, how: ModelChoice, choice: FitChoice, run: Run) -> None:
-    """Trains a model under one guide and saves both."""
+    """Trains a model with one guide, and saves both."""
     if choice.out is not None:
         require_place_for_model(choice.out)
         how.require_apart(choice.out)

@@ -37,7 +37,8 @@ def check_batch(
         names: Names of the columns of the first tensor, for the message.
         missing: Positions (among the arguments) of the tensors that may have missing entries,
             marked by nan.
-        empty: Positions, also in `missing`, of the tensors whose rows may be entirely nan.
+        empty: Positions of the tensors whose rows may be entirely nan; each must be in `missing`,
+            too.
 
     Raises:
         TypeError: If an argument is not a tensor, or is neither floating-point nor integer.

@@ -141,9 +141,10 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     columns of 20 entries or more:
 
     * A constant column is `Real`.
-    * Ones and twos are `Binary`, as are two different numbers of which the smaller is not 0 or 1,
-      unless the column is named like a count.
-    * A few numbers that vary less than counts do are `Ordered`, with the same restriction.
+    * A column of only two different numbers is `Binary` if they are 1 and 2, or if the smaller is
+      neither 0 nor 1. A column that is named like a count is not.
+    * A column of a few different numbers that vary less than counts do is `Ordered`, unless it is
+      named like a count.
     """
     several, different = len(found) >= FEW, sorted(set(found.tolist()))
     two = several and len(different) == 2 and not _COUNTING.search(name)
@@ -282,7 +283,7 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
 
 
 def _end_with_years(numbers: list[float]) -> bool:
-    """Whether all numbers are dates such as 12312024 or 1052024, which has lost a 0 in front."""
+    """Whether all numbers are dates such as 12312024, or 1052024, for 01052024."""
     words = [f"{number:08.0f}" for number in numbers]
     return all(_YEARS[0] <= float(word[-4:]) <= _YEARS[1] for word in words) and any(
         _are_all_days(words, pattern) for pattern in ("%m%d%Y", "%d%m%Y")
@@ -491,7 +492,7 @@ def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None
 def _alike(one: str, two: str) -> bool:
     """Whether two words differ by one letter, or by two exchanged letters.
 
-    The result is False for words with digits or below five letters.
+    The result is False for words that have digits or fewer than five letters.
     """
     short = min(len(one), len(two)) < _LONG
     if short or any(x.isdigit() for x in one + two) or one.lower() == two.lower():

@@ -69,7 +69,7 @@ def _codes(known: Shaped[np.ndarray, " known"]) -> Shaped[np.ndarray, " known"] 
 
 
 def _standardized(known: Shaped[np.ndarray, " known"]) -> Shaped[np.ndarray, " known"] | None:
-    """Standardizes numbers, and makes the first clearly nonzero one positive.
+    """Standardizes numbers; flips all signs if the first clearly nonzero result is negative.
 
     The result is None if there are fewer than 3 different numbers.
     """

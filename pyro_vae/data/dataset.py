@@ -201,7 +201,7 @@ class Scaling:
             raise TypeError(
                 "this model was trained on arrays without column names, so data must be an array "
                 f"of numbers in their own units, one row per datum; got {shown(data)}: pass such "
-                "an array, or no data to use the rows that were held out"
+                "an array, or leave out the data to use the rows that were held out"
             ) from error
         if self.center is not None and self.scale is not None:
             if y.shape[1:] != self.center.shape:  # it may be broadcast all the same
@@ -259,7 +259,7 @@ class Scaling:
 def parts_of(dataset: Dataset) -> tuple[Tensor | Augmented, Float[Tensor, "test *datum"]]:
     """Returns the training rows and the held-out rows.
 
-    If each batch is binarized anew, held-out rows are binarized once.
+    If training binarizes each batch anew, the held-out rows returned are binarized once.
     """
     train, binarization = dataset.train, dataset.binarization
     redrawn = Augmented(train, binarization) if isinstance(binarization, Redrawn) else train

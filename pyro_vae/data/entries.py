@@ -95,7 +95,8 @@ def entries_of(
         source: Names of the column and of its entries for warnings.
         cells: The entries of the column; "" where an entry is missing.
         comma: Whether a comma is the decimal separator.
-        points: Whether other columns have decimal points. If so, `1.200` is 1.2, even if `comma`.
+        points: Whether other columns have decimal points. If so, `1.200` is 1.2, whatever `comma`
+            is.
         numbers: Whether the column was declared numeric. If so, entries that are not numbers count
             as missing.
 
@@ -477,7 +478,7 @@ def _warn_of_codes(source: Source, cells: Sequence[str]) -> None:
 
 
 def _warn_of_versions(source: Source, cells: Sequence[str]) -> None:
-    """Warns of `1.1` beside `1.10`, which are two versions or sections, but one number."""
+    """Warns of `1.1` and `1.10` in one column: as versions they differ, as numbers they do not."""
     known = {cell for cell in cells if not is_missing(cell)}
     both = {cell for cell in known if cell[-1] == "0" and cell[:-1] in known}
     if both and all(map(_LIKE_A_VERSION.fullmatch, known)):

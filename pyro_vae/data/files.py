@@ -138,8 +138,8 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise ValueError(
-            f"'{path}' is truncated or damaged: with its header of shape {shape} and type "
-            f"{dtype.name}, the file must have {expected:,} bytes, but has {len(content):,}. "
+            f"'{path}' is truncated or damaged: according to its header (shape {shape}, type "
+            f"{dtype.name}), the file must have {expected:,} bytes, but has {len(content):,}. "
             "Download the file again"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
@@ -237,7 +237,7 @@ def _read_npz(path: Path, key: str | None) -> Table:
 
 
 def _npz_member(path: Path, members: list[str], key: str | None) -> str:
-    """Returns the name of an array's file in an npz archive that has these files."""
+    """Returns the name of the archive member that holds the requested array of an npz file."""
     arrays = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     if key is None and len(arrays) == 1:
         return f"{arrays[0]}.npy"
@@ -252,7 +252,7 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
 
 
 def key_for(path: Path, key: str | None) -> str | None:
-    """Returns the key to read a file of rows with, if the training rows were read with `key`.
+    """Returns the key for reading a file of new rows; `key` was used for the training rows.
 
     Files other than npz and h5ad, and npz files with one array, need no key.
     """

@@ -342,7 +342,7 @@ def table_of(path: Path, key: str | None, layout: Layout, drop: Sequence[str], k
 
 
 def shared_kinds(frame: Any) -> Kinds:
-    """Returns the kind, by column, that all columns of a matrix have; empty for other tables.
+    """Maps each column of a matrix to the kind they all share; empty for other tables.
 
     :func:`table_of` returns a matrix with named columns as a dictionary.
     """

@@ -70,7 +70,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _names_of_r(lines: Sequence[str]) -> bool:
-    """Whether a first line holds names as R writes them: one fewer than the next line has cells.
+    """Whether a first line holds names as R writes them: it has one cell fewer than the next.
 
     In addition, the names must be quoted, or numbers must stand below them.
     """

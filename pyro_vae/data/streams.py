@@ -192,7 +192,7 @@ def _read(
     back: Shaped[np.ndarray, " batch"],
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Reads the rows at increasing positions, and puts them in the order `back` as a tensor."""
+    """Reads the rows at increasing positions as a tensor, and reorders them by the index `back`."""
     values = np.asarray(array[positions])[back]
     # torch has no big-endian numbers, and no arithmetic on unsigned ones.
     native = values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -401,10 +401,7 @@ def _warn_of_odd_rows(path: Path, lines: list[int], rows: list[list[str]]) -> No
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Drops empty cells at the end of the first line, or of some of the lines below it.
-
-    Empty cells are dropped if they make these lines longer than the other lines.
-    """
+    """Drops empty cells at the end of lines that are longer than others only because of them."""
     width = len(rows[0]) if rows else 0
     longest = max(map(len, rows[1:]), default=width)
     if longest < width and not any(rows[0][longest:]):

@@ -112,7 +112,7 @@ def _start(pattern: str) -> datetime:
 
 
 def step_of(values: Float64[np.ndarray, " rows"]) -> float:
-    """Returns the longest of a day, an hour, a minute, a second and a millisecond that divides all.
+    """Returns the longest unit, from a day to a millisecond, of which all values are multiples.
 
     The values are in days, the result is in seconds.
 

@@ -168,7 +168,7 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _listed(name: object, table: Mapping[str, Listed], where: str) -> Listed:
-    """Returns the entry of a table under a name from a file; refuses an unknown name."""
+    """Looks up a name from a file in a table; refuses an unknown name."""
     if not isinstance(name, str) or name not in table:
         raise ValueError(
             f"{where} must be of a class that a file may name; got {reprlib.repr(name)}: upgrade "
@@ -275,7 +275,7 @@ def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
 
 
 def _part(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
-    """Describes a program, and adds its parameters to `names`, which has their names by id."""
+    """Describes a program, and adds its parameters' names to `names`, keyed by their `id`."""
     module, architecture, reason = module_of(program), None, ""
     try:
         _check_unshared(role, module, names)

@@ -1,4 +1,4 @@
-"""Saves parameters of Pyro's store, which programs of your own may use, with their constraints.
+"""Saves the parameters, with their constraints, that your own programs keep in Pyro's store.
 
 The store holds unconstrained values. A constraint is saved as its name in
 `pyro.distributions.constraints`, with its bounds if it has some.
@@ -31,9 +31,9 @@ _BOUNDED = {
 def read_store(
     programs: Iterable[ProgramLike],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-    """Returns the constraints, in JSON, and copies of the values of parameters in Pyro's store.
+    """Returns constraints (in JSON) and copies of values, both for parameters in Pyro's store.
 
-    Parameters that belong to a module of a program are left out.
+    Parameters that belong to a module of one of the programs are left out.
 
     Warns:
         UserWarning: If a parameter has a constraint that cannot be saved.
