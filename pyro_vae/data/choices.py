@@ -188,9 +188,9 @@ def _is_narrow(name: str, found: Shaped[np.ndarray, " rows"]) -> bool:
 
     The variance of a Poisson distribution is its mean, and that of a negative binomial is larger.
     Three or more different numbers up to 10 vary little in two cases: their variance is below half
-    of their mean (in fewer than 33 rows, below a smaller share); or more than seven of as many
-    Poisson counts with this mean would exceed the largest number. The result is False for a column
-    that is named like a count.
+    of their mean (in fewer than 33 rows, below a smaller share); or in a Poisson sample
+    of the same size and mean, over seven counts would be expected above the largest number. The
+    result is False for a column that is named like a count.
     """
     mean, most = float(found.mean()), found.max()
     if most > _FEW_CODES or len(set(found.tolist())) < 3 or _COUNTING.search(name):

@@ -154,8 +154,9 @@ def first_code(cells: Sequence[str]) -> str | None:
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
     """Returns the number of numeric cells, and the positions of cells that hold something else.
 
-    The result is 0 and [] for a column of words: most cells are words, and at least as many
-    different words as different numbers occur. Here, limits such as `<5` are not counted as words.
+    The result is 0 and [] for a column of words, in which most cells hold words, and there are at
+    least as many different words as different numbers. Limits such as `<5` are not among these
+    different words.
     """
     plain = _numerals(cells, comma=False)
     odd = [
@@ -404,8 +405,8 @@ def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
 def _are_words(cells: Sequence[str], found: Sequence[re.Match[str] | None]) -> bool:
     """Whether cells such as `2. Married`, matched as a number with a unit, are words.
 
-    They are if there are ten or more, all alike but not money or percentages, and if some other
-    cells hold no number.
+    They are words in this case: at least ten cells match, with the same unit, which is neither
+    money nor a percentage, and some other cell holds no number.
     """
     alike = [(m[3], m[4]) for m in found if m]
     beside = (cell for cell, m in zip(cells, found, strict=True) if not m and not is_missing(cell))
@@ -424,7 +425,7 @@ def _unit_of(cells: Sequence[str]) -> str:
 
 
 def is_share_or_money(unit: str) -> bool:
-    """Whether a unit stands for percentages or money, so that its numbers are no counts."""
+    """Whether a unit stands for percentages or money, so that its numbers are not counts."""
     return unit in ("%", "‰") or re.fullmatch(_CURRENCY, unit) is not None
 
 

@@ -69,8 +69,7 @@ def read_table(
             read, with the names of the variables.
         key: Name of the array in an npz file (needed only if the file has several), or of a layer
             in an h5ad file (by default X is read).
-        layout: How to parse a text file, and in files of all formats, which numbers mark missing
-            entries.
+        layout: How to parse a text file. Its marks of missing entries apply to all formats.
 
     Returns:
         The values in the file's own dtype (csv and parquet: float64), and the names of the columns,

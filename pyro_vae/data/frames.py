@@ -124,7 +124,7 @@ def _categorical(series: Any, name: str) -> RawColumn:
 
 
 def _arrow_series(raw: RawColumn) -> Any:
-    """Builds a pandas column of an Arrow dtype, or of a plain dtype if pandas cannot name it."""
+    """Builds a pandas column of an Arrow dtype, or of a plain dtype if pandas cannot build that."""
     pandas = _pandas()
     values = [
         None if gone else value.item() if isinstance(value, np.generic) else value
@@ -467,6 +467,6 @@ def _polars() -> Any:
 
 
 def _is_from(package: str, name: str, frame: object) -> bool:
-    """Whether an object is of a class of this package and name; does not import the package."""
+    """Whether an object is of the named class of a package; does not import the package."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)

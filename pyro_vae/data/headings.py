@@ -184,8 +184,8 @@ def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] 
     """Joins two lines of names, if some names in the first line are repeated or empty.
 
     An empty name, as in merged cells, stands for the name to its left, unless the cell below it is
-    empty, too. The result is None in two cases: the names of the first line all differ, and at most
-    the first is empty; or some joined names would still be repeated.
+    empty, too. The result is None in two cases: the first line needs no second part, because its
+    names all differ and only its first may be empty; or some joined names would be repeated.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):

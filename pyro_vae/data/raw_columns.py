@@ -154,8 +154,8 @@ def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 def wide_enough(raw: RawColumn) -> RawColumn:
     """Gives a column of integers a wider dtype if an entry does not fit into its own dtype.
 
-    For example, -1 does not fit into unsigned integers. The wider dtype is that of integers of 64
-    bits, or of floats if an entry does not fit into these either.
+    For example, -1 does not fit into unsigned integers. The wider dtype is int64, or
+    float64 if an entry does not fit into int64 either.
     """
     name = np.dtype(raw.dtype).name if raw.dtype.startswith(("|", "<", ">", "=")) else raw.dtype
     own = _INTEGERS.match(name)

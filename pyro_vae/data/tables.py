@@ -80,7 +80,7 @@ def describe(frame: Any, kinds: Kinds | None = None, *, shared: Kinds | None = N
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
         kinds: Kinds of some columns, as for :meth:`Columns.of`.
-        shared: Kinds of columns that are not in `kinds`, if all columns of a file have one kind.
+        shared: Kinds of the columns not in `kinds`, for a file whose columns all have one kind.
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
