@@ -201,7 +201,7 @@ def test_foreign_and_truncated_files(name: str, what: str, cut: int, tmp_path: P
     if cut:
         (WRITERS | NAMED_WRITERS)[name](path)
         path.write_bytes(path.read_bytes()[:-20])
-        what = what if name != "y.idx" else "is truncated or damaged: with its header"
+        what = what if name != "y.idx" else "is truncated or damaged: according to its header"
     else:
         path.write_bytes(b"foreign")
     with pytest.raises(ValueError, match=what):

@@ -187,8 +187,8 @@ class Time(Real):
         scale: The time by which the difference is then divided, in days.
         pattern: Format of the entries, in the notation of `strftime`; empty if the column has a
             dtype of dates.
-        step: For a dtype of dates, the unit in seconds to which decoded times are rounded: 86,400
-            if all entries are whole days.
+        step: For a dtype of dates, the number of seconds in the unit to which decoded times are
+            rounded: 86,400 if all entries are whole days.
     """
 
     pattern: str = ""

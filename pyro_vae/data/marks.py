@@ -119,8 +119,8 @@ def _are_codes(
 ) -> Shaped[np.ndarray, " values"]:
     """Tells which whole numbers look like codes for missing answers, as in surveys.
 
-    These are -1, -7, -8 and -9 beside numbers from 0 on, and 8 and 9, if repeated, above a scale of
-    consecutive numbers that ends at 6 or below.
+    The codes are -1, -7, -8 and -9 if all other numbers are at least 0; and 8 and 9 if they occur
+    more than once, and the other numbers are a scale from 0 or 1 to 6 or less, without gaps.
 
     Arguments:
         values: The different numbers of a column, in order.

@@ -44,7 +44,7 @@ def missing_marks(marks: Iterable[str], name: str = "") -> str:
 
 
 def typed(names: Iterable[str], ending: str = "") -> str:
-    """Joins names, each followed by `ending`, to one shell word, which :func:`parts` splits again.
+    """Joins names, each followed by `ending`, into one shell word; :func:`parts` splits the word.
 
     A name with a comma or a quotation mark is quoted as in a csv file.
     """

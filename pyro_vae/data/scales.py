@@ -57,7 +57,7 @@ _SCALES = tuple(
 
 
 def on_a_scale(words: Sequence[str]) -> tuple[str, ...]:
-    """Returns words in the order of a scale that has a step for each of them; () if there is none.
+    """Sorts words by a scale that has a separate step for each word; () if no scale has.
 
     Example:
         >>> on_a_scale(["Agree", "Disagree", "Neutral"])

@@ -137,7 +137,7 @@ class Augmented:
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
-    """Returns the data without their augmentation, and the `Augmented` object or None."""
+    """Returns the data inside an `Augmented` object, and this object; else the data and None."""
     return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 
