@@ -265,7 +265,7 @@ def test_truncated_idx_says_what_is_missing(tmp_path: Path) -> None:
     path, content = tmp_path / "x-idx3-ubyte", idx_bytes(np.zeros((2, 3, 4), np.uint8))
     path.write_bytes(content[:-5])
     with pytest.raises(
-        ValueError, match=r"of shape \(2, 3, 4\) and type uint8, .* 40 bytes, but has 35"
+        ValueError, match=r"\(shape \(2, 3, 4\), type uint8\), .* 40 bytes, but has 35"
     ):
         read_idx(path)
     path.write_bytes(content + b"more")
