@@ -103,7 +103,7 @@ def test_a_state_within_the_results_is_refused_before_training(command: str, sta
     """
     NUMBERS.to_csv("rows.csv", index=False)
     told = refusal(command, "rows.csv", *TINY, "--out", "results", "--resume", state)
-    assert "results' must be a folder for the results alone" in told
+    assert "results' must be a folder for nothing but the results" in told
     remedy = told.rpartition("--resume '")[2].rstrip("'")
     assert remedy == "results-state"
     if command == "fit":

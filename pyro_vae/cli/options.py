@@ -111,8 +111,9 @@ def _kinds(text: str) -> dict[str, str]:
 def show(text: str, *, as_error: bool = False) -> None:
     """Prints a text, on standard output or, for warnings, on standard error.
 
-    Results are saved even if nobody can read the text: if a pipe is closed, or a terminal is gone,
-    further texts are dropped. Letters that the encoding of the stream lacks are escaped.
+    If nobody reads any more, because a pipe was closed or a terminal is gone, further texts are
+    dropped, so that the command can still save its results. Letters that the encoding of the
+    stream lacks are escaped.
     """
     to = sys.stderr if as_error else sys.stdout
     try:
@@ -341,9 +342,9 @@ class ModelChoice:
         state, results = self.resume.resolve(), out.resolve()
         if results in (state, *state.parents):
             raise ValueError(
-                f"--out '{out}' must be a folder for the results alone, but --resume "
-                f"'{self.resume}' keeps the state of training in it: choose another folder for the "
-                f"state, such as --resume '{out.with_name(f'{results.name}-state')}'"
+                f"--out '{out}' must be a folder for nothing but the results, but --resume "
+                f"'{self.resume}' would keep the state of training in it: choose another folder "
+                f"for the state, such as --resume '{out.with_name(f'{results.name}-state')}'"
             )
 
     def kept(self, part: str) -> dict[str, Any]:

@@ -143,8 +143,8 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     * A constant column is `Real`.
     * A column of only two different numbers is `Binary` if they are 1 and 2, or if the smaller is
       neither 0 nor 1. A column that is named like a count is not.
-    * A column of a few different numbers that vary less than counts do is `Ordered`, unless it is
-      named like a count.
+    * A column whose smallest number is 0 or 1 is `Ordered` if it has few different numbers that
+      vary less than counts do, unless it is named like a count.
     """
     several, different = len(found) >= FEW, sorted(set(found.tolist()))
     two = several and len(different) == 2 and not _COUNTING.search(name)
@@ -295,9 +295,9 @@ def _are_all_days(words: list[str], pattern: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses whole numbers that all differ and are consecutive, or in a column named like an id.
+    """Refuses whole numbers that name rows: all differ, and they are consecutive or named as ids.
 
-    Consecutive years are accepted in other columns.
+    Consecutive years are accepted, unless the column is named like an id.
     """
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
@@ -406,9 +406,10 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
-    """Warns if words suggest merged cells, several spellings of one answer, or marks such as `?`.
+    """Warns of words that suggest merged cells, two spellings of one answer, or marks such as `?`.
 
-    In a column of signs only, such as + and -, no sign is taken for a mark.
+    In a column that holds nothing but signs, such as + and -, no sign counts as the mark of a
+    missing entry.
     """
     words, times = np.unique(raw.known.astype(str), return_counts=True)
     code = first_code(_cells(raw))

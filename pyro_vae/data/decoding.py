@@ -84,7 +84,7 @@ def _encodings(content: bytes) -> list[str]:
 
 
 def _warn_of_letters(path: Path, text: str) -> None:
-    """Warns of words full of accented letters, which may be Cyrillic or UTF-8 read wrongly."""
+    """Warns of words full of accented letters: Cyrillic or UTF-8 text, read wrongly, looks so."""
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(

@@ -4,10 +4,10 @@ A column is numeric in three cases: at least nine in ten of its entries are numb
 one are numbers; or all entries but marks such as `?` and `n.d.`, or error values of spreadsheets,
 are numbers. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
 10^3`, `46%`, `$46` or `46 kW` (with the same unit throughout). As in accounts, `46-` is negative,
-and so is `(46)` among positive numbers. The error in `4.6 ± 0.1` is dropped, with a warning. The
-other entries of a numeric column, such as `<47`, are treated as missing, with a warning that lists
-their lines. A column of `true` and `false` is boolean. Any other column consists of words;
-:mod:`pyro_vae.data.tables` refuses it if some of its entries are numbers.
+and so is `(46)` if the other numbers are positive. The error in `4.6 ± 0.1` is dropped, with a
+warning. The other entries of a numeric column, such as `<47`, are treated as missing, with a
+warning that lists their lines. A column of `true` and `false` is boolean. Any other column consists
+of words; :mod:`pyro_vae.data.tables` refuses it if some of its entries are numbers.
 """
 
 import re
@@ -224,7 +224,7 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
 
 
 def words_of(cells: Sequence[str], *, with_answers: bool = False) -> RawColumn:
-    """Builds a column of words; the words of :func:`answers` are missing unless `with_answers`."""
+    """Builds a column of words; `with_answers` keeps the words of :func:`answers` as entries."""
     kept = answers(cells) if with_answers else set()
     words = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
     return RawColumn(as_objects(words), Holds.WORDS, "object")
@@ -387,9 +387,9 @@ def _signed(cells: Sequence[str]) -> list[str]:
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
     """Returns a match for each cell like `46%`, `$46` or `46 kW`, and None for other cells.
 
-    Only cells with the most frequent unit match. The result is None for every cell in two cases: at
-    most half of the filled cells have this unit (for money and percentages, at most half of the
-    cells with a number), or the cells are words such as `2. Married`.
+    Only cells with the most frequent unit match. Unless more than half of the filled cells have
+    this unit, the result is None for every cell; for money and percentages, more than half of the
+    cells with a number are enough. Words such as `2. Married` never match.
     """
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)

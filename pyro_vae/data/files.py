@@ -316,8 +316,8 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
 
     Arguments:
         path: The file.
-        layout: How to parse a text file, and in both formats, which entries mark missing ones;
-            layout settings left as None are detected.
+        layout: How to parse a text file, and, in both formats, which entries stand for missing
+            values. Settings that are None are detected.
 
     Raises:
         ImportError: If pandas is not installed, or pyarrow in the case of a parquet file.

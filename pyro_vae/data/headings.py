@@ -28,9 +28,9 @@ def are_names(rows: list[list[str]]) -> bool:
 def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line with numbers holds names, because it differs from the lines below.
 
-    It does in four cases: its numbers are names (:func:`are_numeric_names`); a number stands above
-    words; a word stands above words that all occur twice or more; or nothing stands above an index
-    that counts the rows.
+    There are four such cases: its numbers are names (:func:`are_numeric_names`); a number stands
+    above words; a word stands above words that all occur twice or more; or an empty cell stands
+    above an index that counts the rows.
     """
 
     def is_word(cell: str) -> bool:
@@ -79,8 +79,8 @@ def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) 
     From left to right the numbers must all rise, or all fall. They are names in three cases:
 
     * The first line counts 0, 1, 2, ... and the last column holds an entry that is not whole.
-    * The first line has five or more evenly spaced numbers (if it counts, three or more), and the
-      numbers of the next line are not evenly spaced.
+    * The first line has five or more evenly spaced numbers (three or more if they are 0, 1, 2,
+      ...), and the numbers of the next line are not evenly spaced.
     * Nearly all numbers are far outside the range of the values below them.
     """
     values, steps = _steps(first, comma=comma)
@@ -158,9 +158,10 @@ def are_second_parts(
     its column, unless it is the only word in that column, as with a box to tick. In addition, one
     of these must hold:
 
-    * There are numbers below the line, and some of its words stand under empty names, or a new
-      word, such as `Response`, occurs in it at least twice.
-    * There are no numbers below the line, and a new word occurs in it at least three times.
+    * There are numbers below the line, and some of its words stand under empty names, or it has a
+      word at least twice that the names lack, such as `Response`.
+    * There are no numbers below the line, and it has a word at least three times that the names
+      lack.
     """
     columns = [[row[i] for row in below[:SAMPLED] if row[i]] for i in range(len(second))]
     filled = [

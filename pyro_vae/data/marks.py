@@ -59,9 +59,10 @@ def warn_of_numbers(name: str, raw: RawColumn) -> None:
 def warn_of_zeros(name: str, raw: RawColumn) -> None:
     """Warns of zeros far from all other numbers, such as a blood pressure of 0.
 
-    Zeros, in at most half of the entries, are far from numbers above 0 if their distance from the
-    median is over 3.5 standard deviations of a Gaussian with the same quartiles, and the smallest
-    number is over a fifth of the median.
+    At most half of the entries may be 0; the others must be above 0, and take more than ten
+    different values. Zeros are then far away if their distance from the median of the others is
+    over 3.5 standard deviations of a Gaussian with the same quartiles, and the smallest of the
+    others is over a fifth of the median.
     """
     zero = raw.known == 0
     rest = raw.known[~zero]

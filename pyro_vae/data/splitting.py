@@ -133,7 +133,7 @@ def split(
 
 
 def _look_like_rows(lines: Sequence[str], width: int, separator: str) -> bool:
-    """Whether two or more lines, which quotation marks join to one row, each look like a row."""
+    """Whether each of several lines that quotation marks join into one row looks like a row."""
     widths = [line.count(separator) + 1 for line in lines if line.strip()]
     return len(widths) > 1 < width and set(widths) == {width}
 

@@ -66,7 +66,7 @@ def headings_and_totals(rows: list[list[str]]) -> list[int]:
 
 
 def _agrees(rows: list[list[str]], summary: Callable[[list[float]], float]) -> bool:
-    """Whether each number in the last line is the `summary`, such as the sum, of those above it."""
+    """Whether each number in the last line is the `summary` (such as the sum) of its column."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
@@ -101,8 +101,8 @@ def _holds_sums(rows: list[list[str]]) -> bool:
 def _holds_means(rows: list[list[str]]) -> bool:
     """Whether the last line holds the means of two or more columns, and has no words.
 
-    In addition, a column without a mean must hold only words. Otherwise a row may agree with the
-    means by chance.
+    In addition, at least one column without a mean must hold a word in every row above. Otherwise a
+    row of plain data could agree with the means by chance.
     """
     cells, above = rows[-1], rows[:-1]
     places = [place for place, cell in enumerate(cells) if cell]

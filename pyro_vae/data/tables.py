@@ -280,9 +280,9 @@ class Column:
 
 
 def _of_few_digits(values: Shaped[np.ndarray, " rows"], eps: float) -> Shaped[np.ndarray, " rows"]:
-    """Rounds numbers to the digits that a relative error of `eps` leaves.
+    """Rounds numbers to the digits that are exact under a relative error of `eps`.
 
-    A number loses one more digit if this changes it by at most twice the relative error.
+    A number is rounded to one digit less if this changes it by at most twice the relative error.
     """
     digits = math.ceil(-math.log10(eps))
     most, fewer = (
@@ -397,9 +397,9 @@ class Columns:
             raise ValueError(
                 f"a table must have the {count_of(len(self.names), 'column')} "
                 f"{first_few(map(repr, self.names))}; got {shown(frame)}, whose columns have no "
-                "names: pass a data frame or a dictionary. A tensor that was encoded already, such "
-                "as the training rows of a data set, is the input of the functions that take a "
-                "model and a guide"
+                "names: pass a data frame or a dictionary. Pass a tensor that is encoded already, "
+                "such as the training rows of a data set, to the functions that take a model and a "
+                "guide"
             )
         if missing or extra:
             says = [f"has no column {first_few(map(repr, missing))}"] * bool(missing)

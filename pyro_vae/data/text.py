@@ -442,7 +442,7 @@ def _without_repeated_names(
 
 
 def _repeat(names: list[str], row: list[str]) -> bool:
-    """Whether two or more words in a row are the names of their columns."""
+    """Whether at least two cells of a row are words that equal the names of their columns."""
     same = [cell for name, cell in zip(names, row, strict=True) if cell and cell == name]
     return sum(map(is_word, same)) > 1
 

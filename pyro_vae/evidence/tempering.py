@@ -230,7 +230,7 @@ class TemperedSMC:
     def _result(
         self, log_evidence: Tensor, acceptance: Tensor, still: Tensor, z: Tensor
     ) -> LogMarginal:
-        """Combines the islands' estimates, and adds doubts about data whose particles hardly move.
+        """Combines the islands' estimates, and flags data whose particles hardly move.
 
         Arguments:
             log_evidence: Estimate of log p(y) by every island, `(islands, batch)`, in nats.

@@ -348,7 +348,7 @@ class NormalizingFlow(TrainableFamily):
         if parameters.shape[-1] != expected:
             raise ValueError(
                 f"the parameters of this NormalizingFlow must have {count_of(expected, 'entry')} "
-                f"per datum, 2 for each of {count_of(self.latent_dim, 'latent')} and "
+                f"per datum, 2 for each of {count_of(self.latent_dim, 'latent')}, plus "
                 f"{self.context} for the context; got {count_of(parameters.shape[-1], 'entry')} "
                 f"(shape {tuple(parameters.shape)}): compute the number with "
                 "num_parameters(latent_dim)"

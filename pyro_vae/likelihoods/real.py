@@ -231,7 +231,7 @@ class WithSigma(Likelihood):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Makes the columns' standard deviations the units of decoder outputs and of sigma."""
+        """Expresses decoder outputs and sigma in units of the columns' standard deviations."""
         start = self.start(y)[: y.shape[1]]
         if isinstance(self.sigma, LearnedSigma | DecodedSigma):
             self.sigma.set_unit(spread)

@@ -40,8 +40,8 @@ class Standard(NamedTuple):
 def standard_of(rows: Tensor) -> Standard | None:
     """Returns center and spread of each column; `None` if all columns are of about unit scale.
 
-    Missing entries are left out. If most entries of a column are one number, the spread is about
-    the distance of the other entries from this number. The spread of a constant column is the
+    Missing entries are left out. If most entries of a column are equal, the spread is about the
+    distance of the other entries from this common value. The spread of a constant column is the
     absolute value of its entries. The spread of a column of zeros is the median spread of the other
     columns.
 

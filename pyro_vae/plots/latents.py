@@ -40,10 +40,10 @@ def plot_latent_plane(
 ) -> NDArray[Any]:
     """Draws the posterior means of two latents as dots, one panel per guide, on a common scale.
 
-    The circles have radii of one and two standard deviations of the prior N(0, I), and contain 39%
-    and 86% of the prior's draws. If the means crowd at the centre, the posterior may ignore the
-    data. If means lie far outside the circles, draws of the prior miss much of the aggregated
-    posterior.
+    Two circles are drawn for comparison, with radii of one and two standard deviations of the prior
+    N(0, I). They contain 39% and 86% of the prior's draws. If the means crowd at the centre, the
+    posterior may ignore the data. If means lie far outside the circles, draws of the prior miss
+    much of the aggregated posterior.
 
     Arguments:
         means: The posterior means of each guide, `(data, 2)`, by the guide's name.

@@ -304,7 +304,7 @@ def _check_version(path: Path, header: dict[str, Any]) -> None:
 
 
 def _check_entry(path: Path, entry: str, *, valid: bool) -> None:
-    """Refuses the JSON file of a saved model, unless the entry is valid."""
+    """Refuses the JSON file of a saved model whose `entry` is not `valid`."""
     if not valid:
         raise ValueError(
             f"'{path}' is damaged, because its entry \"{entry}\" is missing or of the wrong kind: "

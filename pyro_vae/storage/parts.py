@@ -371,7 +371,9 @@ def rebuild(
     try:
         module.load_state_dict(state, assign=True)  # assigned, not copied, to keep the dtypes
     except RuntimeError as error:
-        raise ValueError(f"the saved tensors cannot be parameters ({error})") from error
+        raise ValueError(
+            f"the saved tensors could not be loaded as parameters ({error})"
+        ) from error
     frozen, evaluating = set(part.frozen), set(part.evaluating)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -398,7 +400,7 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
         return Guide(model, **vars(_GuideArguments(**values)))
     except Exception as error:
         raise ValueError(
-            f"{error}; or build the guide for this model and pass this guide, as in load(folder, "
+            f"{error}; or build the guide yourself for this model and pass it, as in load(folder, "
             "model=model, guide=guide)"
         ) from error
 
