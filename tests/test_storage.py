@@ -337,7 +337,7 @@ def test_a_function_is_filled_through_the_modules_it_closes_over(tmp_path: Path)
     save(tmp_path / "save", model=models[0], guide=guides[0])
     with pytest.raises(ValueError, match=r"the function `tests.test_storage.function_model"):
         load(tmp_path / "save")
-    with pytest.raises(ValueError, match=r"example=y\[:2\]\); or build the guide for this model"):
+    with pytest.raises(ValueError, match=r"example=y\[:2\]\); or build the guide yourself"):
         load(tmp_path / "save", model=models[1])
     loaded = load(tmp_path / "save", guide=guides[1])
     assert loaded.model is models[1]
