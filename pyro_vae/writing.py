@@ -44,8 +44,8 @@ def require_place(folder: Path, kind: Kind) -> Path:
     """Refuses a place where a folder cannot be written, before anything is computed.
 
     Arguments:
-        folder: The folder to write. If it exists, it must be empty or hold content of this kind.
-        kind: The kind of content.
+        folder: The folder to write. If it exists, it must be empty or hold content of `kind`.
+        kind: What will be written, such as a saved model or a comparison.
 
     Raises:
         ValueError: If the place is a file, the current folder or the root folder, if nothing can be

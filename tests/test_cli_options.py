@@ -369,7 +369,7 @@ def test_two_kinds_of_a_column(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("likelihood", ["auto", "bernoulli"])
 def test_an_option_without_effect(likelihood: str) -> None:
     """A standard deviation that no likelihood uses had been ignored."""
-    told = f"--sigma 0.5 with --likelihood {likelihood}: add --likelihood gaussian"
+    told = f"--sigma 0.5 with --likelihood {likelihood}: use --likelihood gaussian"
     with pytest.raises(SystemExit, match=told):
         main(["fit", "digits", "--sigma", "0.5", "--likelihood", likelihood])
 

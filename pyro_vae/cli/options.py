@@ -295,7 +295,7 @@ class ModelChoice:
         if self.sigma is not None and self.likelihood != "gaussian":
             raise ValueError(
                 f"--sigma is the standard deviation of --likelihood gaussian; got --sigma "
-                f"{self.sigma:g} with --likelihood {self.likelihood}: add --likelihood gaussian, "
+                f"{self.sigma:g} with --likelihood {self.likelihood}: use --likelihood gaussian, "
                 "or leave out --sigma"
             )
         dataset = which.load(seed, grey=self.likelihood == "bernoulli")

@@ -329,7 +329,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
     if file_kind(path) != "csv":
         raise ValueError(
             f"'{path}' must be a parquet file, or a text file such as csv: read files of other "
-            f"formats by pv.data.read_table('{path}')"
+            f"formats with pv.data.read_table('{path}')"
         )
     return PandasFrame().build(columns_of_text(path, layout))
 

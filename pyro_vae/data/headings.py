@@ -26,11 +26,12 @@ def are_names(rows: list[list[str]]) -> bool:
 
 
 def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a first line with numbers holds names, because it differs from the lines below.
+    """Whether a first line that contains numbers is nevertheless a header.
 
-    There are four such cases: its numbers are names (:func:`are_numeric_names`); a number stands
-    above words; a word stands above words that all occur twice or more; or an empty cell stands
-    above an index that counts the rows.
+    It is one if it differs from the lines below in one of four ways: its numbers can be names of
+    columns (:func:`are_numeric_names`); a number stands above a column of words; a word stands
+    above a column in which every word occurs at least twice; or an empty cell stands above a column
+    that numbers the rows.
     """
 
     def is_word(cell: str) -> bool:

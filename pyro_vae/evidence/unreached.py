@@ -117,9 +117,12 @@ def unreached(
 ) -> Float64[Tensor, " batch"]:
     """Estimates the expected share of each posterior's mass that is missed by the draws.
 
-    For random points, the standard error is added to the share. The share is 0 if the proposal's
-    density at given points is not available. If the program fails at some points of a datum, only
-    the datum's points near the draws are used; if it fails at these, too, the share is 0.
+    For each datum, the posterior and the proposal are evaluated at points other than the draws. For
+    one latent the points are two grids. For more latents they are draws of the prior and random
+    points around the draws, and the standard error of the share is added to it. The share is 0 if
+    the proposal cannot give its density at points that it did not draw. If the program fails at
+    some points of a datum, only the points near the draws are used; if it also fails at these, the
+    share is 0.
 
     Arguments:
         inference: The model, the proposal and the data.

@@ -213,10 +213,11 @@ class _Fitter:
         *,
         judged: bool = False,
     ) -> _Fitted:
-        """Fits the parameters over fixed points, and evaluates the ELBO over fresh draws.
+        """Fits the parameters with a set of noise that stays the same during the fit.
 
-        If `judged` is true, also predicts the gain of one more step, in nats, in the ELBO over
-        points that the fit did not use.
+        The ELBO that is returned uses fresh noise. If `judged` is true, the result also has the
+        number of nats by which one more step would raise the ELBO, predicted with noise that the
+        fit did not use.
         """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         with _fixed(self.program, self.family, problem.noise):

@@ -56,10 +56,9 @@ def plot_learning_curves(
     """Draws the ELBO of each epoch: a solid line for training, a dashed line for validation.
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
-    of the curve. So at least half of the height shows the range of the late epochs. For the lower
-    end of this range, two numbers are computed from each curve: its last value, and the 5% quantile
-    of its second half. The smallest of all these numbers is the lower end. ELBOs far below it may
-    be cut off.
+    of the curve. So at least half of the height shows the range of the late epochs. The lower
+    end of this range is the smallest, over all curves, of the last value and the 5% quantile of the
+    second half. ELBOs far below it may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -67,8 +66,8 @@ def plot_learning_curves(
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. For each guide they have a line for the training curve and, if there is one, a
-        line for the validation curve, at the epochs in which the validation ELBO was evaluated.
+        The axes. Each guide has a line for the training curve and, if there is one, another for the
+        validation curve, at the epochs in which the validation ELBO was evaluated.
 
     Raises:
         ValueError: If there is no curve, or the arrays of a curve differ in shape.

@@ -248,7 +248,7 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
-    """Labels about six categories that occur in `codes`, if there is no room to label all."""
+    """Puts labels on at most six of the categories in `codes`, if not all categories have room."""
     if isinstance(column.kind, Categories) and len(column.kind.categories) > _MOST_NAMES:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]

@@ -1,4 +1,4 @@
-r"""Masked latents: restores the densities that masks remove, which does not change log p(y).
+r"""Masked latents: restores the densities that masks remove; log p(y) stays the same.
 
 A program that masks a latent site says that some data have no such latent: a series has ended, or
 an object is absent. A value z' that is drawn at a masked site has no density in the program, and no

@@ -38,7 +38,7 @@ def weighted_mean(
 ) -> Estimate:
     """Computes the weighted mean over the draws, and its error by the delta method.
 
-    The shares of the draws add up to 1.
+    The weights of the draws, `shares`, must add up to 1.
     """
     mean = (shares * values).sum(dim=0)
     return Estimate(mean, (shares * (values - mean)).square().sum(dim=0).sqrt())
