@@ -47,7 +47,7 @@ def test_good_batches_pass(batch: tuple[Tensor, ...]) -> None:
             r"0 nan and 1 inf among its 2 values, at row 0, column 1,",
         ),
         ((torch.full((2, 2, 3), NAN),), r"first at row 0, column 0, 0; .*; row 0, column 1, 1,"),
-        ((torch.full((4, 2), NAN),), r"drop these rows \(4 of 4\), or fill in"),
+        ((torch.full((4, 2), NAN),), r"drop these rows \(4 of 4\), or replace"),
     ],
 )
 def test_bad_batches_are_refused(batch: tuple[Tensor, ...], message: str) -> None:
@@ -92,15 +92,18 @@ def test_nan_is_named_by_row_and_column() -> None:
     [
         (
             [[0.0, 255.0], [17.0, 1.0]],
-            r"which excludes 2 of 4 \(found 0 to 255\).*divide by 255, as in y / 255",
+            r"which excludes 2 of 4 values \(.* from 0 to 255\).*divide by 255, as in y / 255",
         ),
         ([[0.0, 200.5]], "divide by 255, as in y / 255"),  # grey levels that were interpolated
         ([[0.0, 16.0]], "divide by 16, as in y / 16"),
         ([[0.0, 1.5]], "rescale the data, or use a likelihood"),
         ([[0.0, 1000.0]], "rescale the data, or use a likelihood"),
-        ([[-1.0, 255.0]], r"found -1 to 255\), at row 0, column 0; row 0, column 1, .* rescale"),
+        (
+            [[-1.0, 255.0]],
+            r"range from -1 to 255\), at row 0, column 0; row 0, column 1, .* rescale",
+        ),
         ([[0.0, INF]], "0 nan and 1 inf"),
-        ([[NAN, 255.0]], r"found 255 to 255\), at row 0, column 1"),
+        ([[NAN, 255.0]], r"range from 255 to 255\), at row 0, column 1"),
     ],
 )
 def test_range_of_a_bernoulli(y: list[list[float]], message: str) -> None:
@@ -171,7 +174,9 @@ def test_checks_take_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(seen) == 11
     check_range(y, 0, 1, likelihood="Bernoulli")
     y[10, 1] = 3.0
-    with pytest.raises(ValueError, match=r"which excludes 1 of 22 \(found 1 to 3\), at row 10"):
+    with pytest.raises(
+        ValueError, match=r"which excludes 1 of 22 values \(.* from 1 to 3\), at row 10"
+    ):
         check_range(y, 0, 1, likelihood="Bernoulli")
     y[10, 1] = torch.inf
     for missing in ((), (0,)):

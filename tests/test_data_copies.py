@@ -1,4 +1,4 @@
-"""Columns that say the same are named, with a remedy that helps; others are not."""
+"""Columns with the same information are named, with a remedy that helps; others are not."""
 
 import re
 import warnings
@@ -32,7 +32,7 @@ def test_copies_are_named(name: str) -> None:
     """By pandas and by scikit-learn; without the column that is named there is no warning."""
     one, other = COPIES[name]
     frame = pd.DataFrame({"one": one, "y": RNG.normal(size=ROWS), "other": other})
-    said = r"the same in all rows: 'one' and 'other'\. .* drop=(\['other'\]) \(command line: --drop"
+    said = r"all rows: 'one' and 'other'\. .* drop=(\['other'\]) \(command line: --drop"
     with pytest.warns(UserWarning, match=said) as caught:
         pv.data.from_frame(frame)
     (dropped,) = re.findall(said, str(caught[0].message))

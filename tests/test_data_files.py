@@ -142,7 +142,7 @@ def test_missing_numbers_in_parquet_become_nan(tmp_path: Path) -> None:
             "1,1_000\n2,2_000\n",
             "has '1_000' in .*column 2, which is not a number",
         ),  # Python's idea only
-        ("", "has no rows: pass a file with lines of cells"),
+        ("", "has no rows of data: pass a file with at least one line of cells"),
         ("\n\n", "has no rows"),
         ("a,b\n", "has no rows"),
     ],
@@ -287,7 +287,7 @@ def test_bad_magic_of_idx(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "y.idx"
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"not an idx file. Its first bytes must be 0, 0, a type of \[8, 9"
+        ValueError, match=r"not an idx file. Its first bytes must be 0, 0, one of the types \[8, 9"
     ):
         read_idx(path)
 

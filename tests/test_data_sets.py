@@ -368,7 +368,7 @@ def test_load_fashion_mnist_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_options_that_do_not_fit() -> None:
     """An option that does nothing is refused."""
     with pytest.raises(
-        ValueError, match=r"Threshold\(at=0.5\) does nothing: leave out `binarization`"
+        ValueError, match=r"Threshold\(at=0.5\) has no effect: leave out `binarization`"
     ):
         load("squares", binarization=Threshold())
     with pytest.raises(
@@ -383,7 +383,7 @@ def test_options_that_do_not_fit() -> None:
         load("digits", layout=Layout(missing=("0",)))
     for name in ("squares", "fashion-mnist"):
         with pytest.raises(
-            ValueError, match=r"test_fraction=0.1 does nothing: leave out `test_fraction`$"
+            ValueError, match=r"test_fraction=0.1 has no effect: leave out `test_fraction`$"
         ):
             load(name, test_fraction=0.1)
 

@@ -118,7 +118,7 @@ def test_an_array_is_standardized_as_a_table_is() -> None:
     torch.testing.assert_close(plain.scale, columns.scale)
     assert plain.log_scale == pytest.approx(columns.log_scale)
     x[:, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"must have an observed entry .* got none at \[1\]"):
+    with pytest.raises(ValueError, match=r"must have an observed entry .* got none in column 1,"):
         data.Dataset("x", x, x[:1]).standardized()
 
 

@@ -458,10 +458,10 @@ def test_numbers_that_densities_cannot_take(value: float, shown: str) -> None:
     """Named with their column, before torch meets them as infinite."""
     frame = pd.DataFrame({"age": [31.5, 40.0, 52.5], "visits": [0, 3, 1]})
     columns = Columns.of(frame)
-    message = rf"column 'age' has 1 entry too far .*\({shown} at row 1, .* mean of 41.33"
+    message = rf"column 'age' has 1 entry so far .*\({shown} at row 1, .* mean of 41.33"
     with pytest.raises(ValueError, match=message):
         columns.encode(frame.assign(age=[30.0, value, 40.0]))
-    with pytest.raises(ValueError, match="column 'visits' has 1 entry too far"):
+    with pytest.raises(ValueError, match="column 'visits' has 1 entry so far"):
         columns.encode(frame.assign(visits=[0, value, 1]))
 
 

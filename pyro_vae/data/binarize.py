@@ -71,8 +71,8 @@ class Binarization(ABC):
 class Grey(Binarization):
     """Leaves values unchanged; they may be any real numbers.
 
-    Under a Bernoulli the 'log-likelihood' of grey levels is not a log density: it cannot be
-    compared with results on binarized data.
+    The Bernoulli 'log-likelihood' of grey levels is not a log density, so it cannot be compared
+    with results on binarized data.
 
     Example:
         >>> Grey().fixed(torch.tensor([[0.25, 16.0]]))
@@ -108,7 +108,7 @@ class Threshold(Binarization):
         if not 0 <= self.at < 1:
             raise ValueError(
                 f"`at` must be at least 0 and below 1; got {self.at:g}: pass a threshold such as "
-                "`at=0.5`, so that grey levels of [0, 1] lie on both sides of it"
+                "`at=0.5`, so that grey levels in [0, 1] lie on both sides of it"
             )
 
     def fixed(
@@ -182,12 +182,12 @@ class Redrawn(Binarization):
 
 
 def _float_dtype(y: Tensor) -> torch.dtype:
-    """Returns the dtype of a floating-point tensor, and torch's default dtype for others."""
+    """Returns the tensor's dtype if it is floating-point, and torch's default dtype otherwise."""
     return y.dtype if y.is_floating_point() else torch.get_default_dtype()
 
 
 def _zeros_and_ones(
     condition: Shaped[Tensor, "rows *datum"], *, like: Shaped[Tensor, "rows *datum"]
 ) -> Shaped[Tensor, "rows *datum"]:
-    """Returns 1 where a condition holds, else 0; an entry of `like` that is nan stays nan."""
+    """Returns 1 where a condition holds, nan where `like` is nan, and 0 elsewhere."""
     return condition.to(_float_dtype(like)).masked_fill(like.isnan(), torch.nan)

@@ -1,8 +1,8 @@
 """Checks of a batch before a program sees it.
 
 A batch is one or several tensors whose first axis indexes the data. A nan, an extra row, or pixels
-up to 255 under a Bernoulli can cost hours if the only symptom is a strange loss. Such batches are
-therefore refused here, and the error gives the position and the remedy.
+up to 255 under a Bernoulli likelihood can cost hours if the only symptom is a strange loss. Such
+batches are therefore refused here, and the error gives the position and the remedy.
 """
 
 import math
@@ -102,7 +102,7 @@ def check_range(
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: Bernoulli takes only values in [0, 1], which excludes 1 of 2 (found ...
+        ValueError: Bernoulli takes only values in [0, 1], which excludes 1 of 2 values ...
     """
 
     def excluded(y: Tensor) -> Tensor:
@@ -119,8 +119,9 @@ def check_range(
     raise ValueError(
         f"{likelihood} takes only "
         f"{'whole ' if whole else ''}{_interval(low, high, inside=inside)}, which excludes "
-        f"{outside.sum():,} of {(~y.isnan()).sum():,} (found {least:g} to {most:g}), "
-        f"{_places(outside, names)}: {remedy or _remedy(y, low, high)}"
+        f"{outside.sum():,} of {count_of(int((~y.isnan()).sum()), 'value', ',')} (the data range "
+        f"from {least:g} to {most:g}), {_places(outside, names)}: "
+        f"{remedy or _remedy(y, low, high)}"
     )
 
 
@@ -142,7 +143,7 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     raise ValueError(
         f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its "
         f"{count_of(y.numel(), 'value', ',')}, {_places(bad, names)}: drop these rows ({rows:,} of "
-        f"{len(y):,}), or fill in the values"
+        f"{len(y):,}), or replace these values"
     )
 
 
@@ -179,7 +180,7 @@ def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
 
 @contextmanager
 def part_of_the_data() -> Iterator[None]:
-    """Turns off warnings of constant columns, for a block that checks only a part of the data."""
+    """Turns off warnings about constant columns in a `with` block that checks part of the data."""
     token = _IS_PART.set(True)
     try:
         yield
@@ -190,7 +191,7 @@ def part_of_the_data() -> Iterator[None]:
 def warn_constant_columns(
     y: Shaped[Tensor, "rows *datum"], names: Sequence[str] | None = None
 ) -> None:
-    """Warns of columns that have the same value in every row, and names them.
+    """Warns about columns that have the same value in every row, and names them.
 
     If the likelihood learns its scale, the density of such a column grows without bound, and
     outweighs the densities of all other columns. Inside :func:`part_of_the_data` there is no
@@ -212,9 +213,10 @@ def warn_constant_columns(
 
 
 def _check_tensor(index: int, tensor: object) -> Tensor:
-    """Returns a part of a batch as a tensor.
+    """Returns one of the tensors of a batch, after checking its type.
 
-    Refuses other objects, complex numbers, and booleans in the first tensor.
+    An object that is not a tensor is refused, and so are complex numbers, and booleans in the first
+    tensor.
     """
     label = f"part {index} of the data"
     if not isinstance(tensor, Tensor):

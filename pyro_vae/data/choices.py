@@ -142,7 +142,7 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 
     * A constant column is `Real`.
     * A column of only two different numbers is `Binary` if they are 1 and 2, or if the smaller is
-      neither 0 nor 1. A column that is named like a count is not.
+      neither 0 nor 1, unless the column is named like a count.
     * A column whose smallest number is 0 or 1 is `Ordered` if it has few different numbers that
       vary less than counts do, unless it is named like a count.
     """
@@ -187,10 +187,11 @@ def _is_narrow(name: str, found: Shaped[np.ndarray, " rows"]) -> bool:
     """Whether whole numbers vary so little that no distribution of counts fits them.
 
     The variance of a Poisson distribution is its mean, and that of a negative binomial is larger.
-    Three or more different numbers up to 10 vary little in two cases: their variance is below half
-    of their mean (in fewer than 33 rows, below a smaller share); or in a Poisson sample
-    of the same size and mean, over seven counts would be expected above the largest number. The
-    result is False for a column that is named like a count.
+    Three or more different numbers up to 10 vary little in two cases. Either their variance is
+    below half of their mean (below a smaller share of it if there are fewer than 33 rows). Or the
+    largest number is so small that, in a Poisson sample of the same size and mean, more than seven
+    counts would be expected to exceed it. The result is False for a column that is named like a
+    count.
     """
     mean, most = float(found.mean()), found.max()
     if most > _FEW_CODES or len(set(found.tolist())) < 3 or _COUNTING.search(name):
@@ -270,8 +271,8 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
     if raw.whole and known and _TIMELY.search(name) and _end_with_years(known):
         raise ValueError(
             f"column '{name}' holds dates whose digits end with the year "
-            f"({first_few(f'{value:08.0f}' for value in known)}): {drop_it(name)}, or write them "
-            f"like 2024-12-31, and pass {of_kind(name, 'Time')}"
+            f"({first_few(f'{value:08.0f}' for value in known)}): {drop_it(name)}, or write the "
+            f"dates like 2024-12-31 and pass {of_kind(name, 'Time')}"
         )
     if dated:
         different = first_few(map(repr, sorted(set(known))))
@@ -283,7 +284,7 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
 
 
 def _end_with_years(numbers: list[float]) -> bool:
-    """Whether all numbers are dates such as 12312024, or 1052024, for 01052024."""
+    """Whether all numbers are dates such as 12312024; a leading 0 may be lost, as in 1052024."""
     words = [f"{number:08.0f}" for number in numbers]
     return all(_YEARS[0] <= float(word[-4:]) <= _YEARS[1] for word in words) and any(
         _are_all_days(words, pattern) for pattern in ("%m%d%Y", "%d%m%Y")
@@ -295,8 +296,9 @@ def _are_all_days(words: list[str], pattern: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses whole numbers that name rows: all differ, and they are consecutive or named as ids.
+    """Refuses whole numbers that seem to name the rows.
 
+    They do if all of them differ, and if they are consecutive or their column is named like an id.
     Consecutive years are accepted, unless the column is named like an id.
     """
     if len(found) < FEW or len(set(found.tolist())) < len(found):
@@ -332,7 +334,7 @@ def _refuse_many_codes(name: str, raw: RawColumn) -> None:
 
 
 def _differ(raw: RawColumn) -> bool:
-    """Whether there are so many different words that they name rows, not categories."""
+    """Whether so many words differ that they must name rows rather than categories."""
     return len(set(raw.known.tolist())) > max(FEW, len(raw.known) / 2)
 
 
@@ -349,8 +351,8 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
         raise ValueError(
             f"column '{name}' holds {count_of(numbers, 'number')} and "
             f"{count_of(len(others), 'other entry')} ({shown}, counted from 0): empty the cells of "
-            f"the other entries, or read these entries as missing with {of_kind(name, 'Real')}. To "
-            "read all entries as words, pass Categories in place of Real; or "
+            f"the other entries, or treat these entries as missing with {of_kind(name, 'Real')}, "
+            "or read all entries as words by passing Categories in place of Real, or "
             f"{drop_it(name)}{beyond * (2 * limits > len(others))}"
         )
 
@@ -369,7 +371,7 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
 
 
 def _cells(raw: RawColumn) -> list[str]:
-    """Returns the words of a column as the cells of a text file: without spaces at the ends."""
+    """Returns a column's words without spaces at their ends, and "" for each missing entry."""
     return ["" if word is None else str(word).strip() for word in raw.values]
 
 
@@ -379,7 +381,7 @@ def read(name: str, raw: RawColumn, kind: Any) -> RawColumn:
     Arguments:
         name: Name of the column, for messages.
         raw: The column as it was read.
-        kind: The kind that the user declared, or None; it may still be none of this library's.
+        kind: The kind that the user declared, or None; it has not been checked yet.
 
     Warns:
         UserWarning: If some entries of a numeric column are not numbers.
@@ -395,7 +397,7 @@ def read(name: str, raw: RawColumn, kind: Any) -> RawColumn:
 
 
 def warn_of_marks(name: str, raw: RawColumn) -> None:
-    """Warns of entries that may mark missing values, and of other doubtful entries."""
+    """Warns about entries that may mark missing values, and about other doubtful entries."""
     if raw.holds is Holds.WORDS and raw.categories is None:
         _warn_of_words(name, raw)
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
@@ -406,7 +408,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
-    """Warns of words that suggest merged cells, two spellings of one answer, or marks such as `?`.
+    """Warns about words that suggest merged cells, two spellings of an answer, or marks like `?`.
 
     In a column that holds nothing but signs, such as + and -, no sign counts as the mark of a
     missing entry.
@@ -437,7 +439,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words"]) -> None:
-    """Warns of a column that looks as if cells had been merged: few entries, all different."""
+    """Warns about a column with few entries that all differ, as in a sheet with merged cells."""
     known = np.flatnonzero(~raw.missing)
     if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
         warn_of_column(
@@ -451,7 +453,7 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
 
 
 def _warn_of_spellings(name: str, words: list[str]) -> None:
-    """Warns of categories that may be the same, such as `Yes` and `yes`, or `yes` and `y`."""
+    """Warns about categories that may be the same, such as `Yes` and `yes`, or `yes` and `y`."""
     spellings: dict[str, list[str]] = {}
     for word in words:
         plain = " ".join(word.lower().split())
@@ -470,7 +472,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
 
 
 def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None:
-    """Warns of rare words that differ by one letter from a frequent one, such as `bengin`."""
+    """Warns about rare words that differ by one letter from a frequent one, such as `bengin`."""
     counts = dict(zip(words, times, strict=True))
     often = [word for word in words if counts[word] >= _OFTEN]
     pairs = (
@@ -524,7 +526,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_months(name: str, raw: RawColumn) -> None:
-    """Warns of whole numbers such as 201612, which may be a year and a month."""
+    """Warns about whole numbers such as 201612, which may be a year and a month."""
     found = raw.known
     if not raw.whole or len(found) < FEW or not np.isfinite(found).all():
         return
@@ -541,7 +543,7 @@ def _warn_of_months(name: str, raw: RawColumn) -> None:
 
 
 def keeps_strings(kind: Any) -> bool:
-    """Whether a declared kind takes entries as strings, even if they look like numbers."""
+    """Whether a declared kind keeps entries as strings, even if they look like numbers."""
     return issubclass(kind if isinstance(kind, type) else type(kind), Categories | Time)
 
 

@@ -1,8 +1,9 @@
-"""Finds columns that say the same, such as `survived` and `alive`, or degrees in two units.
+"""Finds columns with the same information, such as `survived` and `alive`, or degrees in two units.
 
-Two columns of categories say the same if their categories correspond one to one, and two columns of
-numbers if one column is a linear function of the other. The density of a copy of numbers, given the
-original, is infinite in principle. In practice it is limited by the likelihood's smallest noise.
+Two columns of categories have the same information if their categories correspond one to one, and
+two columns of numbers if one column is a linear function of the other. Given the original, the
+density of a numeric copy is infinite in principle. In practice it is limited by the likelihood's
+smallest noise.
 """
 
 from collections.abc import Mapping
@@ -21,21 +22,21 @@ _FEWEST = 5  # rows of the second most frequent category; rarer ones may coincid
 
 
 def warn_of_copies(y: Float[Tensor, "rows columns"], kinds: Mapping[str, Kind]) -> None:
-    """Warns of columns that say the same in all rows."""
+    """Warns about columns that have the same information in all rows."""
     groups = copies(y, kinds)
     if not groups:
         return
     shown = first_few([" and ".join(map(repr, group)) for group in groups])
     extra = [name for group in groups for name in group[1:]]
     warn(
-        f"these columns say the same in all rows: {shown}. Their content counts twice in log p, "
-        "and copies of numbers make log p grow without bound: keep one of the columns, as with "
-        f"{drop_all(extra)} or X.drop(columns={extra!r})"
+        f"these columns have the same information in all rows: {shown}. This information counts "
+        "twice in log p, and copies of numbers make log p grow without bound: keep one of the "
+        f"columns, as with {drop_all(extra)} or X.drop(columns={extra!r})"
     )
 
 
 def copies(y: Float[Tensor, "rows columns"], kinds: Mapping[str, Kind]) -> list[list[str]]:
-    """Returns groups of columns that say the same, and have the same missing entries.
+    """Returns groups of columns with the same information and the same missing entries.
 
     Example:
         >>> import torch

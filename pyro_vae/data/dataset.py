@@ -108,8 +108,9 @@ class Dataset:
         empty = self.train.isnan().all(dim=0)
         if empty.any():
             raise ValueError(
-                f"every column must have an observed entry in the training rows; got none at "
-                f"{empty.nonzero().tolist()[0]}, counted from 0: drop such columns"
+                "every column must have an observed entry in the training rows; got none in column "
+                f"{', '.join(map(str, empty.nonzero().tolist()[0]))}, counted from 0: drop such "
+                "columns"
             )
         found = center_and_scale(self.train.double().cpu().numpy())
         center, scale = (torch.as_tensor(part, device=self.train.device) for part in found)
@@ -192,7 +193,7 @@ class Scaling:
 
         Raises:
             TypeError: If the data are not an array of numbers.
-            ValueError: If the shape of a datum is not that of the rows that were scaled.
+            ValueError: If the training rows were scaled, and a datum does not have their shape.
         """
         try:
             place = data.device if isinstance(data, Tensor) else "cpu"
@@ -249,8 +250,8 @@ class Scaling:
         finite = all(part is None or bool(part.isfinite().all()) for part in (center, scale))
         if not finite or (scale is not None and not bool((scale > 0).all())):
             raise ValueError(
-                "centres must be finite, and scales finite and above 0; got others: pass the "
-                "result of Scaling.to_json()"
+                "centres must be finite, and scales finite and above 0; got other numbers: pass "
+                "the result of Scaling.to_json()"
             )
         names = None if saved["names"] is None else tuple(saved["names"])
         return cls(center, scale, saved["log_scale"], names)

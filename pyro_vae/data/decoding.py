@@ -39,13 +39,13 @@ def decoded(path: Path) -> str:
     """Reads the text of a file, and replaces all line endings by newline characters.
 
     Raises:
-        ValueError: If the file is not text, or is compressed other than by gzip.
+        ValueError: If the file is not text, or is compressed with a program other than gzip.
     """
     content = uncompressed(path)
     for magic, name in _COMPRESSED.items():
         if content.startswith(magic):
             raise ValueError(
-                f"'{path}' is compressed by {name}: unpack the file, or compress it by gzip"
+                f"'{path}' is compressed with {name}: unpack the file, or compress it with gzip"
             )
     why = ""
     for encoding in _encodings(content):
@@ -84,7 +84,7 @@ def _encodings(content: bytes) -> list[str]:
 
 
 def _warn_of_letters(path: Path, text: str) -> None:
-    """Warns of words full of accented letters: Cyrillic or UTF-8 text, read wrongly, looks so."""
+    """Warns about words full of accented letters, as when Cyrillic or UTF-8 text is misread."""
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(

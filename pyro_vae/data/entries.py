@@ -1,8 +1,8 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
 A column is numeric in three cases: at least nine in ten of its entries are numbers; all entries but
-one are numbers; or all entries but marks such as `?` and `n.d.`, or error values of spreadsheets,
-are numbers. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
+one are numbers; or all entries are numbers, except for marks such as `?` and `n.d.` and the error
+values of spreadsheets. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
 10^3`, `46%`, `$46` or `46 kW` (with the same unit throughout). As in accounts, `46-` is negative,
 and so is `(46)` if the other numbers are positive. The error in `4.6 ± 0.1` is dropped, with a
 warning. The other entries of a numeric column, such as `<47`, are treated as missing, with a
@@ -154,9 +154,9 @@ def first_code(cells: Sequence[str]) -> str | None:
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
     """Returns the number of numeric cells, and the positions of cells that hold something else.
 
-    The result is 0 and [] for a column of words, in which most cells hold words, and there are at
-    least as many different words as different numbers. Limits such as `<5` are not among these
-    different words.
+    The result is 0 and [] for a column of words. A column is one of words if most of its cells
+    hold words, and if it has at least as many different words as different numbers. In the latter
+    condition, limits such as `<5` do not count as words.
     """
     plain = _numerals(cells, comma=False)
     odd = [
@@ -231,7 +231,7 @@ def words_of(cells: Sequence[str], *, with_answers: bool = False) -> RawColumn:
 
 
 def answers(cells: Sequence[str]) -> set[str]:
-    """Returns the spellings of missing entries that may be answers in a column of words.
+    """Returns those spellings of missing entries that may be true answers in a column of words.
 
     These are `none` in a survey, `Na` for sodium, the names `Nan`, `Nat` and `Null` of people, and
     `NA` for Namibia if all other entries are two capital letters, too. The spellings `NaN` and
@@ -276,7 +276,7 @@ def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
 
 
 def number(cell: str, *, comma: bool) -> float | None:
-    """Returns the number in a cell, or None; `comma`: whether a comma is the decimal separator."""
+    """Returns the number in a cell, or None; if `comma` is true, a comma separates decimals."""
     text = _plain(cell, comma=comma)
     return float(text) if _NUMBER.fullmatch(text) else None
 
@@ -387,9 +387,9 @@ def _signed(cells: Sequence[str]) -> list[str]:
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
     """Returns a match for each cell like `46%`, `$46` or `46 kW`, and None for other cells.
 
-    Only cells with the most frequent unit match. Unless more than half of the filled cells have
-    this unit, the result is None for every cell; for money and percentages, more than half of the
-    cells with a number are enough. Words such as `2. Married` never match.
+    Only cells with the most frequent unit match. The result is None for every cell unless more than
+    half of the filled cells have this unit; for money and percentages, only the cells that hold a
+    number are considered. Words such as `2. Married` never match.
     """
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
@@ -403,10 +403,11 @@ def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
 
 
 def _are_words(cells: Sequence[str], found: Sequence[re.Match[str] | None]) -> bool:
-    """Whether cells such as `2. Married`, matched as a number with a unit, are words.
+    """Whether cells such as `2. Married`, which match as a number with a unit, are words.
 
-    They are words in this case: at least ten cells match, with the same unit, which is neither
-    money nor a percentage, and some other cell holds no number.
+    They are words if three conditions hold: at least ten cells match, and all of them have the same
+    number and the same unit; the unit is neither money nor a percentage; and some other cell holds
+    no number.
     """
     alike = [(m[3], m[4]) for m in found if m]
     beside = (cell for cell, m in zip(cells, found, strict=True) if not m and not is_missing(cell))
@@ -430,7 +431,7 @@ def is_share_or_money(unit: str) -> bool:
 
 
 def without_unit(cell: str) -> str:
-    """Returns the number of a cell such as `1.5 kg`; any other cell, even of money, unchanged.
+    """Removes the unit of a cell such as `1.5 kg`; returns other cells, even `1.5 €`, unchanged.
 
     Example:
         >>> without_unit("1.500 kg"), without_unit("1.500 €"), without_unit("a 1.5")
@@ -443,7 +444,7 @@ def without_unit(cell: str) -> str:
 
 
 def _warn_of_odd(source: Source, cells: Sequence[str], values: Sequence[float | None]) -> None:
-    """Warns of entries of a numeric column that are neither numbers nor missing."""
+    """Warns about entries of a numeric column that are neither numbers nor missing."""
     odd = [
         f"{cell!r} in {source.where(place)}"
         for place, (cell, value) in enumerate(zip(cells, values, strict=True))
@@ -459,7 +460,7 @@ def _warn_of_odd(source: Source, cells: Sequence[str], values: Sequence[float | 
 
 
 def _warn_of_codes(source: Source, cells: Sequence[str]) -> None:
-    """Warns of entries such as `2E3` or `007`, which may be codes and not numbers."""
+    """Warns about entries such as `2E3` or `007`, which may be codes and not numbers."""
     wells = [place for place, cell in enumerate(cells) if _LIKE_A_CODE.fullmatch(cell)]
     if len(wells) > sum(not is_missing(cell) for cell in cells) / 2:
         warn_of_column(
@@ -479,7 +480,7 @@ def _warn_of_codes(source: Source, cells: Sequence[str]) -> None:
 
 
 def _warn_of_versions(source: Source, cells: Sequence[str]) -> None:
-    """Warns of `1.1` and `1.10` in one column: as versions they differ, as numbers they do not."""
+    """Warns about `1.1` and `1.10` in one column, which differ as versions but not as numbers."""
     known = {cell for cell in cells if not is_missing(cell)}
     both = {cell for cell in known if cell[-1] == "0" and cell[:-1] in known}
     if both and all(map(_LIKE_A_VERSION.fullmatch, known)):
@@ -493,7 +494,7 @@ def _warn_of_versions(source: Source, cells: Sequence[str]) -> None:
 
 
 def _warn_of_grades(source: Source, cells: Sequence[str]) -> None:
-    """Warns of `2-`, read as -2, if each number with a minus behind it has one digit."""
+    """Warns that `2-` is read as -2, if all numbers with a minus at the end have one digit."""
     ending = [place for place, cell in enumerate(cells) if cell.endswith("-")]
     negative = [place for place in ending if _MINUS_AT_END.fullmatch(cells[place])]
     if negative and all(len(cells[place]) == 2 for place in negative):
@@ -519,7 +520,7 @@ def _warn_of_errors(source: Source, cells: Sequence[str]) -> None:
 
 
 def _warn_of_units(source: Source, cells: Sequence[str]) -> None:
-    """Warns of numbers without a unit in a column with units: they may be in another unit."""
+    """Warns about numbers without a unit in a column with units, as they may be in another unit."""
     with_unit = _with_units(cells)
     if not any(with_unit):
         return
@@ -541,7 +542,7 @@ def _warn_of_units(source: Source, cells: Sequence[str]) -> None:
 
 
 def _warn_of_points(source: Source, cells: Sequence[str]) -> None:
-    """Warns of numbers such as `1.200` in a file with both decimal commas and decimal points."""
+    """Warns about numbers such as `1.200` in a file with both decimal commas and decimal points."""
     place = place_of_ambiguous(_bare(cells), ".")
     if place is not None:
         warn_of_column(

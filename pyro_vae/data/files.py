@@ -42,7 +42,7 @@ TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab", "dat", "data", "asc", "prn"), 
 
 
 class Table(NamedTuple):
-    """A table of numbers, `(rows, *datum)`, with the names of the columns if the file has names."""
+    """A table of numbers, `(rows, *datum)`, with the columns' names if the file has names."""
 
     values: Shaped[np.ndarray, "rows *datum"]
     feature_names: tuple[str, ...] | None
@@ -69,7 +69,8 @@ def read_table(
             read, with the names of the variables.
         key: Name of the array in an npz file (needed only if the file has several), or of a layer
             in an h5ad file (by default X is read).
-        layout: How to parse a text file. Its marks of missing entries apply to all formats.
+        layout: How to parse a text file. The marks of missing entries that it declares apply to all
+            formats.
 
     Returns:
         The values in the file's own dtype (csv and parquet: float64), and the names of the columns,
@@ -79,7 +80,8 @@ def read_table(
         FileNotFoundError: If there is no such file.
         ImportError: If pandas or pyarrow is needed for parquet, or h5py for h5ad, and is not
             installed.
-        ValueError: If the file has another format, is damaged, or holds anything but numbers.
+        ValueError: If the file has none of these formats, is damaged, or holds anything but
+            numbers.
 
     Example:
         >>> import pathlib, tempfile
@@ -116,7 +118,7 @@ def _without_marked(table: Table, layout: Layout) -> Table:
 
 
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
-    """Reads the array in an idx file, which may be compressed by gzip.
+    """Reads the array in an idx file, which may be compressed with gzip.
 
     Arguments:
         path: The file; its name does not matter.
@@ -251,9 +253,10 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
 
 
 def key_for(path: Path, key: str | None) -> str | None:
-    """Returns the key for reading a file of new rows; `key` was used for the training rows.
+    """Returns the key for reading a file of new rows; `key` is that of the training file.
 
-    Files other than npz and h5ad, and npz files with one array, need no key.
+    The result is None for files that need no key: npz files with one array, and files of all
+    formats other than npz and h5ad.
     """
     if key is None or file_kind(path) not in KEYED:
         return None
@@ -287,7 +290,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
 
 
 def _read_csv(path: Path, layout: Layout) -> Table:
-    """Reads a text file of numbers; the error for a word gives the line and column of its cell."""
+    """Reads a text file of numbers; if a cell holds a word, the error gives its line and column."""
     cells = read_cells(path, layout)
     columns = columns_of_cells(path, cells, codes=False)
     for place, (name, column) in enumerate(columns.items(), start=1):
@@ -296,8 +299,9 @@ def _read_csv(path: Path, layout: Layout) -> Table:
             named = "" if cells.names is None else f" ({name!r})"
             raise ValueError(
                 f"'{path}' has {column.values[row]!r} in line {cells.lines[row]}, column "
-                f"{place}{named}, which is not a number: correct the cell, empty the cell if the "
-                f"entry is missing, or read files with words by pv.data.read_frame('{path}')"
+                f"{place}{named}, which is not a number: correct the cell, or empty it if the "
+                "entry is missing, or, if the column is to hold words, read the file with "
+                f"pv.data.read_frame('{path}')"
             )
     values = np.stack([column.values.astype(np.float64) for column in columns.values()], axis=1)
     return Table(values, cells.names)
@@ -321,7 +325,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
 
     Raises:
         ImportError: If pandas is not installed, or pyarrow in the case of a parquet file.
-        ValueError: If the file has another format, or is damaged.
+        ValueError: If the file has neither format, or is damaged.
     """
     path = existing_file(path, "a table in a parquet file, or in a text file such as csv")
     if file_kind(path) == "parquet":
@@ -373,7 +377,7 @@ def _read_parquet(path: Path, _: Layout) -> Table:
     if other:
         raise ValueError(
             f"columns {other} of '{path}' do not hold numbers: drop these columns, or read the "
-            f"file by pv.data.read_frame('{path}')"
+            f"file with pv.data.read_frame('{path}')"
         )
     # Missing values become nan, which a later check reports.
     return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), names)
@@ -392,7 +396,7 @@ def _read_h5ad(path: Path, key: str | None) -> Table:
             if key is not None and key not in layers:
                 raise ValueError(
                     f"'{path}' has no layer '{key}': pass one of {list(layers)} as `key`, leave "
-                    f"out `key` to read the matrix X, or write the matrix as layer '{key}'"
+                    "out `key` to read the matrix X, or add a layer of this name to the file"
                 )
             values = _h5ad_matrix(path, key or "X", file["X"] if key is None else layers[key])
             return Table(values, _h5ad_words(file["var"]))
@@ -434,8 +438,9 @@ def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[
     """Reads an idx file's header; returns the array's shape, its dtype, and the header's length."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
-            f"'{path}' is not an idx file. Its first bytes must be 0, 0, a type of {[*IDX_TYPES]} "
-            f"and the number of axes; got {[*content[:4]]}: unpack the file, or download it again"
+            f"'{path}' is not an idx file. Its first bytes must be 0, 0, one of the types "
+            f"{[*IDX_TYPES]} and the number of axes; got {[*content[:4]]}: unpack the file, "
+            "or download it again"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:

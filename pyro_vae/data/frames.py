@@ -91,7 +91,7 @@ class PandasFrame(Container):
         return frame
 
     def _series(self, raw: RawColumn) -> Any:
-        """Builds a pandas column of the dtype that the column had in its table."""
+        """Builds a pandas column with the dtype that the column had in the original table."""
         pandas = _pandas()
         if raw.dtype == "category":
             dtype = pandas.CategoricalDtype(list(raw.categories or ()), ordered=raw.ordered)
@@ -124,7 +124,7 @@ def _categorical(series: Any, name: str) -> RawColumn:
 
 
 def _arrow_series(raw: RawColumn) -> Any:
-    """Builds a pandas column of an Arrow dtype, or of a plain dtype if pandas cannot build that."""
+    """Builds a pandas column of an Arrow dtype, or of a plain dtype if pandas cannot build it."""
     pandas = _pandas()
     values = [
         None if gone else value.item() if isinstance(value, np.generic) else value
@@ -178,7 +178,7 @@ class PolarsFrame(Container):
         return _polars().DataFrame([self._series(name, raw) for name, raw in columns.items()])
 
     def _series(self, name: str, raw: RawColumn) -> Any:
-        """Builds a polars column of the dtype that the column had in its table."""
+        """Builds a polars column with the dtype that the column had in the original table."""
         polars = _polars()
         if raw.holds is Holds.TIMES:
             times = polars.Series(name, times_of(raw.values))
@@ -286,7 +286,7 @@ class TensorMatrix(Matrix):
         return isinstance(frame, torch.Tensor)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names "0", "1", ... of the columns of a tensor; refuses one without data."""
+        """Returns the names "0", "1", ... of a tensor's columns; refuses a tensor without data."""
         _check_plain(frame)
         return super().names(frame)
 
@@ -348,10 +348,10 @@ def index_of(frame: Any) -> Any:
 
 
 def labelled_like(frame: Any, given: Any) -> Any:
-    """Returns a pandas table with the index and the column labels of the given pandas table.
+    """Gives a pandas table the index and the column labels of the given pandas table.
 
-    In :class:`pyro_vae.data.Columns`, labels such as 10 or ("lab", "Na") are strings. Tables of
-    other kinds are returned unchanged.
+    This restores labels such as 10 or ("lab", "Na"), which :class:`pyro_vae.data.Columns` turns
+    into strings. Tables of other kinds are returned unchanged.
     """
     if index_of(frame) is None or index_of(given) is None:
         return frame
@@ -467,6 +467,6 @@ def _polars() -> Any:
 
 
 def _is_from(package: str, name: str, frame: object) -> bool:
-    """Whether an object is of the named class of a package; does not import the package."""
+    """Whether an object is an instance of a package's class, without importing the package."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)

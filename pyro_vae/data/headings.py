@@ -13,7 +13,7 @@ _NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' 
 
 
 def column_of(rows: list[list[str]], place: int) -> list[str]:
-    """Returns the cells at a position, of all rows that are long enough."""
+    """Returns the cell at a position of each row that is long enough."""
     return [row[place] for row in rows if place < len(row)]
 
 
@@ -28,10 +28,10 @@ def are_names(rows: list[list[str]]) -> bool:
 def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line that contains numbers is nevertheless a header.
 
-    It is one if it differs from the lines below in one of four ways: its numbers can be names of
-    columns (:func:`are_numeric_names`); a number stands above a column of words; a word stands
-    above a column in which every word occurs at least twice; or an empty cell stands above a column
-    that numbers the rows.
+    The line is a header if it differs from the lines below in one of four ways: its numbers can be
+    names of columns (:func:`are_numeric_names`); a number stands above a column of words; a word
+    stands above a column in which every word occurs at least twice; or an empty cell stands above a
+    column that numbers the rows.
     """
 
     def is_word(cell: str) -> bool:
@@ -62,10 +62,10 @@ def _counts_rows(cells: list[str]) -> bool:
 
 
 def has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether an unnamed first column holds names of rows: words, or a count from 0 or 1 on.
+    """Whether an unnamed first column names the rows, by words or by counting from 0 or 1.
 
     The line of column names then has one cell fewer than each row. The words must all differ,
-    because repeated words may be parts of cells with a separator in them.
+    because repeated words may be parts of cells that contain the separator.
     """
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
@@ -98,7 +98,7 @@ def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) 
 
 
 def _are_equal(steps: np.ndarray) -> bool:
-    """Whether there are steps, and all are equal up to rounding."""
+    """Whether there is at least one step, and all steps are equal up to rounding."""
     return len(steps) > 0 and bool(np.allclose(steps, steps[0]))
 
 
@@ -156,8 +156,8 @@ def are_second_parts(
     """Whether a line continues the names above it, as in the exports of surveys.
 
     Such a line holds no numbers and no answers. A word is an answer if it occurs again further down
-    its column, unless it is the only word in that column, as with a box to tick. In addition, one
-    of these must hold:
+    its column, unless the column holds no other entry, as for a box to tick. In addition, one of
+    these conditions must hold:
 
     * There are numbers below the line, and some of its words stand under empty names, or it has a
       word at least twice that the names lack, such as `Response`.
@@ -186,8 +186,9 @@ def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] 
     """Joins two lines of names, if some names in the first line are repeated or empty.
 
     An empty name, as in merged cells, stands for the name to its left, unless the cell below it is
-    empty, too. The result is None in two cases: the first line needs no second part, because its
-    names all differ and only its first may be empty; or some joined names would be repeated.
+    empty, too. The result is None in two cases: the first line needs no second part, because all
+    its names differ and none is empty, except perhaps the first; or some joined names would be
+    equal.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):

@@ -71,9 +71,9 @@ class Kind(ABC):
 def center_and_scale(
     values: Shaped[np.ndarray, "rows *datum"],
 ) -> tuple[Shaped[np.ndarray, "*datum"], Shaped[np.ndarray, "*datum"]]:
-    """Returns mean and standard deviation over the rows; the scale of a constant column is 1.
+    """Returns the mean and the standard deviation over the rows.
 
-    Missing entries are left out.
+    A constant column gets the standard deviation 1. Missing entries are left out.
     """
     with np.errstate(over="ignore"):
         center, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
@@ -87,7 +87,7 @@ def center_and_scale(
 
 
 def _center_and_scale_of(name: str, values: Shaped[np.ndarray, " train"]) -> tuple[float, float]:
-    """Returns the mean and standard deviation of a column's training rows; refuses overflow."""
+    """Returns the mean and scale of a column's training rows; refuses numbers that overflow."""
     if np.isnan(values).all():
         raise ValueError(
             f"column '{name}' has no observed entry in the "
@@ -118,7 +118,7 @@ class Real(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
-        """Learns mean and standard deviation of the entries; a constant column is not scaled."""
+        """Learns the entries' mean and standard deviation; a constant column is not scaled."""
         return cls(*_center_and_scale_of(name, _numbers(name, raw)[rows]))
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -255,7 +255,7 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
 def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"]:
     """Converts dates or times to numbers of days; `pattern` is their format, or "" to detect it.
 
-    If a few entries have another format, they become nan, with a warning.
+    Up to half of the entries may have another format: they become nan, with a warning.
     """
     if raw.holds is Holds.TIMES:
         return raw.values
@@ -285,7 +285,7 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
 
 
 def _warn_of_future(name: str, values: Shaped[np.ndarray, " rows"], pattern: str) -> None:
-    """Warns of years of two digits that Python takes for future years, such as 45 for 2045."""
+    """Warns about years of two digits that Python takes for future years, such as 45 for 2045."""
     known = values[~np.isnan(values)]
     today = (datetime.now() - datetime(1970, 1, 1)).days
     if "%y" in pattern and len(known) and known.max() > today:
@@ -299,7 +299,7 @@ def _warn_of_future(name: str, values: Shaped[np.ndarray, " rows"], pattern: str
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """Whole numbers from 0 on, which are encoded as they are.
+    """Whole numbers from 0 on, which are encoded unchanged.
 
     Arguments:
         spread: Standard deviation over the training rows. Effects of latents on the column are
@@ -413,10 +413,10 @@ class Categories(Kind):
         return values
 
     def _by_number(self) -> dict[float | None, int] | None:
-        """Returns the code of each number if the categories are strings of different numbers.
+        """Maps numbers to codes if all categories are strings that stand for different numbers.
 
-        The categories 1 to 5 thus fit entries such as 1.0, which some programs write for 1 if an
-        entry of the column is missing.
+        Otherwise the result is None. The categories "1" to "5" thus fit entries such as 1.0, which
+        some programs write for 1 if an entry of the column is missing.
         """
         if not all(isinstance(category, str) for category in self.categories):
             return None
@@ -543,7 +543,7 @@ def _or_numbers(name: str, categories: Sequence[object]) -> str:
 
 
 def _code(value: Any, known: Mapping[Any, int], numbers: Mapping[float | None, int]) -> int:
-    """Returns the code of an entry, even with spaces around it; -1 if it is in no category."""
+    """Returns the code of an entry, ignoring spaces around it; -1 if it is not a known category."""
     plain = value.strip() if isinstance(value, str) and value not in known else value
     return known.get(plain, numbers.get(_number(plain), -1))
 

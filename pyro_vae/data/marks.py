@@ -1,4 +1,4 @@
-"""Warns of numbers that may not be measurements: marks of missing entries, and errors.
+"""Warns about numbers that may not be measurements: marks of missing entries, and errors.
 
 Marks are numbers such as -999, a 9 among answers from 1 to 5, and zeros far from all other numbers.
 """
@@ -26,7 +26,7 @@ _FEW_CODES = 10  # up to this many different whole numbers may be grades
 
 
 def warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of numbers such as -999, which may mean that nothing was measured.
+    """Warns about numbers such as -999, which may mean that nothing was measured.
 
     There is a warning if such a number is far from all other numbers, or if it is negative and all
     other numbers are at least 0.
@@ -57,7 +57,7 @@ def warn_of_numbers(name: str, raw: RawColumn) -> None:
 
 
 def warn_of_zeros(name: str, raw: RawColumn) -> None:
-    """Warns of zeros far from all other numbers, such as a blood pressure of 0.
+    """Warns about zeros far from all other numbers, such as a blood pressure of 0.
 
     At most half of the entries may be 0; the others must be above 0, and take more than ten
     different values. Zeros are then far away if their distance from the median of the others is
@@ -81,7 +81,7 @@ def warn_of_zeros(name: str, raw: RawColumn) -> None:
 
 
 def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
-    """Warns of a few extreme numbers that dominate the standard deviation of their column.
+    """Warns about a few extreme numbers that dominate the standard deviation of their column.
 
     A number is extreme if its distance from the median is over 20 standard deviations of a Gaussian
     with the column's quartiles. There is a warning if at most 1% of the numbers (or a single number
@@ -120,8 +120,9 @@ def _are_codes(
 ) -> Shaped[np.ndarray, " values"]:
     """Tells which whole numbers look like codes for missing answers, as in surveys.
 
-    The codes are -1, -7, -8 and -9 if all other numbers are at least 0; and 8 and 9 if they occur
-    more than once, and the other numbers are a scale from 0 or 1 to 6 or less, without gaps.
+    The numbers -1, -7, -8 and -9 are codes if all other numbers are at least 0. An 8 or 9 is a code
+    if it occurs more than once, and the other numbers are a scale without gaps that starts at 0 or
+    1 and ends at 6 or below.
 
     Arguments:
         values: The different numbers of a column, in order.

@@ -190,14 +190,14 @@ def times_of(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
 
 
 def _in_utc(moment: date) -> date:
-    """Converts a time with a zone to UTC, without a zone; other dates and times stay the same."""
+    """Converts a time with a zone to UTC, and drops the zone; returns other times unchanged."""
     if isinstance(moment, datetime) and moment.tzinfo is not None:
         return moment.astimezone(UTC).replace(tzinfo=None)
     return moment
 
 
 def is_gone(value: object) -> bool:
-    """Whether an entry of a table is missing: None, NA, NaT, nan, or a blank word."""
+    """Whether an entry of a table is missing: None, NA, NaT, nan, or a blank string."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, str | bytes):

@@ -57,7 +57,7 @@ _SCALES = tuple(
 
 
 def on_a_scale(words: Sequence[str]) -> tuple[str, ...]:
-    """Sorts words by a scale that has a separate step for each word; () if no scale has.
+    """Sorts words by the first scale that gives each word a step of its own; () if none does.
 
     Example:
         >>> on_a_scale(["Agree", "Disagree", "Neutral"])

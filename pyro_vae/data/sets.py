@@ -35,16 +35,16 @@ _HELD_OUT = 0.2  # share of the rows, by default
 
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
-    r"""Alternates two images, one all 0 and one all 1: the smallest data set that needs a latent.
+    r"""Makes the smallest data set that needs a latent: images of zeros and of ones alternate.
 
-    Half of the training images, and half of the held-out images, are all 0. Under a
-    Bernoulli with :math:`D` pixels, the best log density is therefore known: :math:`-\log 2` per
+    Half of the training images, and half of the held-out images, are all 0. With a Bernoulli
+    likelihood of :math:`D` pixels, the best log density is therefore known: :math:`-\log 2` per
     datum with exact inference, and :math:`-D \log 2` if one :math:`q(z)` is used for all data.
 
     Arguments:
-        num_data: Number of training images, even.
+        num_data: Number of training images, an even number.
         side: Height and width in pixels.
-        num_test: Number of held-out images, even.
+        num_test: Number of held-out images, an even number.
 
     Returns:
         Rows of `side ** 2` pixels; the label of a row is its pixels' value.
@@ -198,8 +198,8 @@ def load(
         divide_by: Number to divide the values of a file by, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.
-        layout: How to parse a text file, and in files of all formats, which entries mark missing
-            ones; layout settings left as None are detected.
+        layout: How to parse a text file; settings that are None are detected. The marks of missing
+            entries that it declares apply to files of all formats.
 
     Returns:
         The data set. The columns of a file are encoded by :class:`Columns`: real columns are
@@ -244,13 +244,13 @@ def _named(name: str, options: _Options) -> Dataset:
     if options.test_fraction != _HELD_OUT:
         raise ValueError(
             f"'{name}' has held-out rows of its own, so test_fraction={options.test_fraction:g} "
-            "does nothing: leave out `test_fraction`"
+            "has no effect: leave out `test_fraction`"
         )
     if name == "fashion-mnist":
         return fashion_mnist(binarization=binarization)
     if options.binarization is not None:
         raise ValueError(
-            f"squares are binary already, so {options.binarization!r} does nothing: leave out "
+            f"squares are binary already, so {options.binarization!r} has no effect: leave out "
             "`binarization`"
         )
     return squares()
@@ -342,9 +342,10 @@ def table_of(path: Path, key: str | None, layout: Layout, drop: Sequence[str], k
 
 
 def shared_kinds(frame: Any) -> Kinds:
-    """Maps each column of a matrix to the kind they all share; empty for other tables.
+    """Maps the name of each column of a matrix to the kind that all its columns share.
 
-    :func:`table_of` returns a matrix with named columns as a dictionary.
+    Only a matrix is passed as a dictionary (see :func:`table_of`); for any other table, the result
+    is empty.
     """
     if not isinstance(frame, dict):
         return {}

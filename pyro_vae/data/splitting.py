@@ -23,7 +23,7 @@ _ESCAPED = re.compile(r'(?<!\\)\\"')  # a quotation mark within quotation marks,
 
 
 def say(path: Path, what: str) -> None:
-    """Warns of something in a file, such as names, units or notes that were guessed."""
+    """Warns about a file, for example that its names, units or notes were guessed."""
     warn(f"in '{path}', {what}")
 
 
@@ -38,7 +38,7 @@ def cells_of_any_length() -> Iterator[None]:
 
 
 def separator_of(lines: Sequence[str]) -> str:
-    """Chooses the separator that splits most lines into equally many cells; by default a comma."""
+    """Chooses the separator that gives most lines the same number of cells; by default a comma."""
     filled = (line for line in lines if line.strip() and not line.lstrip().startswith("#"))
     sample = list(islice(filled, SAMPLED))
 
@@ -57,9 +57,9 @@ def separator_of(lines: Sequence[str]) -> str:
 
 
 def _are_decimal(lines: Sequence[str]) -> bool:
-    """Whether commas are decimal, and spaces separate numbers, as in `1,5 2,5`.
+    """Whether commas separate decimals, and spaces separate numbers, as in `1,5 2,5`.
 
-    In `1 234,5 678`, the comma separates the numbers.
+    The result is False for `1 234,5 678`, where the comma separates the numbers.
     """
     spaced = all(map(_is_number, " ".join(lines).split()))
     return spaced and not all(_is_number(cell) for line in lines for cell in line.split(","))
@@ -70,7 +70,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _names_of_r(lines: Sequence[str]) -> bool:
-    """Whether a first line holds names as R writes them: it has one cell fewer than the next.
+    """Whether a first line holds names as R writes them, with one cell fewer than the next line.
 
     In addition, the names must be quoted, or numbers must stand below them.
     """
@@ -133,7 +133,7 @@ def split(
 
 
 def _look_like_rows(lines: Sequence[str], width: int, separator: str) -> bool:
-    """Whether each of several lines that quotation marks join into one row looks like a row."""
+    """Whether quotation marks join several lines, each of which looks like a row of its own."""
     widths = [line.count(separator) + 1 for line in lines if line.strip()]
     return len(widths) > 1 < width and set(widths) == {width}
 

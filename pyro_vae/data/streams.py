@@ -131,13 +131,16 @@ class Augmented:
         if new.shape != first.shape:
             raise ValueError(
                 f"`augment` must keep the shape {tuple(first.shape)} of a batch; got "
-                f"{tuple(new.shape)}: let the function change values only, not rows or columns"
+                f"{tuple(new.shape)}: let the function change the values only, not the shape"
             )
         return (new, *others)
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
-    """Returns the data inside an `Augmented` object, and this object; else the data and None."""
+    """Returns the data that an `Augmented` object wraps, and the object itself.
+
+    Any other data are returned unchanged, together with None.
+    """
     return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 
@@ -159,7 +162,7 @@ def chunks(reader: RowReader) -> Iterator[Batch]:
 
 @runtime_checkable
 class _Stored(Protocol):
-    """An array of which some rows can be read, as those of NumPy, h5py and zarr."""
+    """An array from which single rows can be read, such as an array of NumPy, h5py or zarr."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

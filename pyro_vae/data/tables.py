@@ -80,7 +80,8 @@ def describe(frame: Any, kinds: Kinds | None = None, *, shared: Kinds | None = N
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
         kinds: Kinds of some columns, as for :meth:`Columns.of`.
-        shared: Kinds of the columns not in `kinds`, for a file whose columns all have one kind.
+        shared: The kind that all columns of a file share, under the name of each column; `kinds`
+            takes precedence.
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
@@ -129,7 +130,7 @@ def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
 
 
 def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
-    """Returns the message that some rows, where the mask is true, have no observed entry."""
+    """Returns the message that the rows where the mask is true have no observed entry."""
     return (
         f"no entry is observed in {int(empty.sum()):,} of {count_of(len(empty), 'row', ',')}, the "
         f"first at row {empty.argmax()}, counted from 0: drop these rows"
@@ -174,7 +175,7 @@ class Column:
 
     @classmethod
     def of(cls, name: str, raw: RawColumn, kind: Any, rows: Rows = EVERY) -> "Column":
-        """Finds a column's kind from all rows, its centre and scale from the training rows."""
+        """Finds a column's kind from all rows, and its centre and scale from the training rows."""
         if raw.missing.all():
             raise ValueError(f"column '{name}' has no observed entry: {drop_it(name)}")
         if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
@@ -222,8 +223,8 @@ class Column:
         far = np.abs(values) > (_FARTHEST_RATIO if isinstance(self.kind, Positive) else _FARTHEST)
         if far.any() and isinstance(self.kind, Real | Count):
             raise ValueError(
-                f"column '{self.name}' has {count_of(int(far.sum()), 'entry', ',')} too far "
-                "from the training rows for densities in float32 "
+                f"column '{self.name}' has {count_of(int(far.sum()), 'entry', ',')} so far "
+                "from the training rows that densities overflow in float32 "
                 f"({places_of(self.kind.decode(values), far)}); the training rows had "
                 f"{self.kind.range}. Correct these entries, or empty them"
             )
@@ -255,8 +256,10 @@ class Column:
     def restored(self, values: Shaped[np.ndarray, " rows"], eps: float) -> RawColumn:
         """Decodes floats to a column with its original type and dtype.
 
-        Numbers are rounded to the digits that a relative error of `eps` leaves: 74, not 73.9999997.
-        If integers do not fit into the column's dtype, such as -1 into `uint8`, it becomes wider.
+        Numbers are rounded to the digits that a relative error of `eps` leaves exact: 73.9999997
+        becomes 74.
+        If an integer does not fit into the column's dtype, as -1 does not fit into `uint8`, the
+        column gets a wider dtype.
         """
         entries, dtype, declared = self.kind.decode(values), self.dtype, None
         if isinstance(self.kind, Categories):
@@ -280,9 +283,9 @@ class Column:
 
 
 def _of_few_digits(values: Shaped[np.ndarray, " rows"], eps: float) -> Shaped[np.ndarray, " rows"]:
-    """Rounds numbers to the digits that are exact under a relative error of `eps`.
+    """Rounds numbers to as many digits as a relative error of `eps` leaves exact.
 
-    A number is rounded to one digit less if this changes it by at most twice the relative error.
+    A number loses one more digit if this changes it by at most twice that relative error.
     """
     digits = math.ceil(-math.log10(eps))
     most, fewer = (
@@ -435,11 +438,11 @@ class Columns:
         """Converts floats to a table of the original kind, with the original dtypes.
 
         Counts and codes are rounded, and so are the entries of integer columns; nan becomes a
-        missing entry. If an entry does not fit into an integer column's dtype, such as -1 into
-        `uint8`, the column becomes one of integers of 64 bits.
+        missing entry. If an entry does not fit into an integer column's dtype, as -1 does not fit
+        into `uint8`, the column gets the dtype `int64`, or `float64` for larger numbers.
 
         Raises:
-            ValueError: If a row has a different number of columns, or a count or code is infinite.
+            ValueError: If a row does not have one entry per column, or a count or code is infinite.
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
@@ -464,19 +467,22 @@ class Columns:
 
     @property
     def center(self) -> Float64[Tensor, " columns"]:
-        """The number subtracted from each column; 0 unless the column is real."""
+        """The number subtracted from each column; 0 unless its kind is `Real` or `Time`."""
         centers = [kind.center for kind in self.kinds.values()]
         return torch.tensor(centers, dtype=torch.float64, device="cpu")
 
     @property
     def scale(self) -> Float64[Tensor, " columns"]:
-        """The number that each column is divided by; 1 unless the column is real."""
+        """The number that each column is divided by.
+
+        It is 1 unless the kind of the column is `Real`, `Positive` or `Time`.
+        """
         scales = [kind.scale for kind in self.kinds.values()]
         return torch.tensor(scales, dtype=torch.float64, device="cpu")
 
     @property
     def log_scale(self) -> float:
-        r"""What to add (in nats) to a complete row's log density, to convert to the table's units.
+        r"""What to add (in nats) to a complete row's log density to get it in the table's units.
 
         The number is minus the sum of the logarithms of :attr:`scale`.
         """

@@ -206,7 +206,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
 
 
 def _without_rules(lines: list[str]) -> list[str]:
-    """Empties lines of dashes.
+    """Replaces lines of dashes by empty lines.
 
     In the middle of a file of one column, `---` is a mark of missing entries, and is kept.
     """
@@ -217,7 +217,7 @@ def _without_rules(lines: list[str]) -> list[str]:
 
 
 def _warn_of_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, comma: bool) -> None:
-    """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands.
+    """Warns about numbers such as `1.200`, whose point or comma may be decimal or group digits.
 
     Arguments:
         path: The file.
@@ -318,7 +318,8 @@ def _names_and_rows(
         start = _below_units(path, lines, rows, comma=comma)
     if len(rows) <= start:
         raise ValueError(
-            f"'{path}' has no rows: pass a file with lines of cells, separated by commas"
+            f"'{path}' has no rows of data: pass a file with at least one line of cells, separated "
+            "by commas"
         )
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     is_unnamed = bool(header) and rows[0][0] in UNNAMED
@@ -329,7 +330,7 @@ def _names_and_rows(
 
 
 def _emptied(path: Path, cells: Cells, layout: Layout) -> Cells:
-    """Empties the cells that hold marks of missing entries; warns of marks of unknown columns."""
+    """Empties the cells that hold marks of missing entries; warns if a mark's column is unknown."""
     if not layout.missing:
         return cells
     for mark in layout.missing:
@@ -382,7 +383,7 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
 
 
 def _warn_of_odd_rows(path: Path, lines: list[int], rows: list[list[str]]) -> None:
-    """Warns of rows that may be headings or totals, and of rows that may lack a separator."""
+    """Warns about rows that may be headings or totals, and about rows that may lack a separator."""
     if between := headings_and_totals(rows):
         odd = [(lines[place], rows[place]) for place in between]
         say(
@@ -401,7 +402,7 @@ def _warn_of_odd_rows(path: Path, lines: list[int], rows: list[list[str]]) -> No
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Drops empty cells at the end of lines that are longer than others only because of them."""
+    """Drops empty cells at the end of a line if they alone make it longer than other lines."""
     width = len(rows[0]) if rows else 0
     longest = max(map(len, rows[1:]), default=width)
     if longest < width and not any(rows[0][longest:]):
@@ -425,7 +426,10 @@ def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
 def _without_repeated_names(
     path: Path, lines: list[int], rows: list[list[str]]
 ) -> tuple[list[int], list[list[str]]]:
-    """Leaves out lines that repeat the names, as in concatenated files; warns of similar lines."""
+    """Drops lines that repeat the header, as in concatenated files.
+
+    Lines that resemble the header but differ from it are kept, with a warning.
+    """
     again = [place for place, row in enumerate(rows) if place and row == rows[0]]
     others = [place for place in range(1, len(rows)) if rows[place] != rows[0]]
     if odd := [(lines[p], rows[p]) for p in others if _repeat(rows[0], rows[p])]:
@@ -536,7 +540,7 @@ def columns_of_cells(
         shown = ", ".join(map(repr, twice))
         raise ValueError(
             f"'{path}' has more than one column named {shown}: give each column a name of its own, "
-            "written in one line"
+            "and write all names in one line"
         )
     lines = zip(cells.lines, cells.rows, strict=True)
     empty = [str(line) for line, row in lines if all(map(is_missing, row))]
@@ -563,7 +567,7 @@ def columns_of_cells(
 
 
 def _warn_of_none(source: Source, cells: Sequence[str]) -> None:
-    """Warns of marks of missing entries that may be words, such as `none` in a survey."""
+    """Warns about entries that count as missing but may be words, such as `none` in a survey."""
     for mark in sorted(answers(cells) & set(cells)):
         warn_of_column(
             source.name,

@@ -283,7 +283,8 @@ def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[A
         if array.min() < 0 or array.max() > num_samples:
             raise ValueError(
                 f"the ranks must be from 0 to num_samples={num_samples} for {name!r}; got "
-                f"{array.min()} to {array.max()}: pass the `num_samples` that gave these ranks"
+                f"{array.min()} to {array.max()}: pass the `num_samples` with which these ranks "
+                "were computed"
             )
     return {name: np.bincount(array, minlength=num_samples + 1) for name, array in arrays.items()}
 

@@ -80,12 +80,12 @@ def finite_span(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
 
 
 def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]:
-    """Returns the colour and the marker of the guide at this position in a mapping of guides."""
+    """Returns the colour and the marker of the guide at a position in a mapping of guides."""
     return {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def entry(label: str, **look: Any) -> "Line2D":
-    """Returns a legend entry with the look of a line or of a marker."""
+    """Returns a legend entry; `look` has the properties of its line or marker, such as `color`."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=label, **look)
@@ -214,7 +214,8 @@ def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple
     """Returns the value and the standard error of a quantity as floats.
 
     Raises:
-        ValueError: If value or error is not a single number; the message names guide and quantity.
+        ValueError: If the value or the error is not a single number; the message names the guide
+            and the quantity.
     """
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:

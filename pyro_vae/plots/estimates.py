@@ -79,7 +79,7 @@ def plot_comparison(
 
 
 def _write_beside(ax: "Axes", place: float | int, text: str, colour: str | None = None) -> None:
-    """Writes numbers at the right of the axes, at this height."""
+    """Writes a text to the right of the axes, at the given height."""
     look: dict[str, Any] = {"va": "center", "color": colour, "fontsize": "small"}
     ax.text(1.02, place, typeset(text), transform=ax.get_yaxis_transform(), **look)
 
@@ -153,11 +153,11 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
     .. math:: \text{share}(m) = \frac{\sum_{n \le m} g_{(n)}}{\sum_n g_n}, \qquad
         g_{(1)} \ge g_{(2)} \ge \dots
 
-    Here :math:`g_{(n)}` is the n-th largest gap. On the dotted line the gap is the same for every
-    datum. The steeper a curve starts, the fewer data account for the total. If gaps are no larger
-    than their Monte Carlo errors, noise decides the order of the data, and the curve is too steep.
-    Gaps below zero make the curve fall at the end. If the total gap of a guide is not positive,
-    shares are not defined, and no curve is drawn for this guide.
+    Here :math:`g_{(n)}` is the n-th largest gap. The dotted line shows the case in which all data
+    have the same gap. The steeper a curve starts, the fewer data account for the total. If gaps are
+    no larger than their Monte Carlo errors, noise decides the order of the data, and the curve is
+    too steep. Gaps below zero make the curve fall at the end. If the total gap of a guide is not
+    positive, shares are not defined, and no curve is drawn for this guide.
 
     Arguments:
         gaps: The gaps of each guide, `(data,)`, in nats, by the guide's name.

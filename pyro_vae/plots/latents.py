@@ -326,8 +326,9 @@ def plot_collapse(
     shapes = {heights.shape, known.shape, error.shape}
     if shapes != {(len(uses),)}:
         raise ValueError(
-            f"`rate`, and value and error of `information`, must have the shape ({len(uses)},), "
-            f"one entry per latent; got {heights.shape}, {known.shape} and {error.shape}"
+            "`rate`, and the value and the error of `information`, must have the shape "
+            f"({len(uses)},), one entry per latent; got {heights.shape}, {known.shape} and "
+            f"{error.shape}"
         )
     order = np.argsort(-np.nan_to_num(heights), kind="stable")
     ax = axes_or_new(ax, (min(7.0, 1.6 + 0.4 * len(uses)), 3.4))
@@ -369,7 +370,7 @@ def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
 
 
 def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Returns both as arrays; refuses arrays that are not draws of the same latents."""
+    """Converts both sets of draws to arrays; refuses sets with different numbers of latents."""
     draws, base = (np.asarray(as_numpy(part), float) for part in (aggregate, prior))
     if draws.ndim != 2 or base.ndim != 2 or draws.shape[1] != base.shape[1] or not draws.size:
         raise ValueError(

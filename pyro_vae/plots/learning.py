@@ -56,9 +56,9 @@ def plot_learning_curves(
     """Draws the ELBO of each epoch: a solid line for training, a dashed line for validation.
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
-    of the curve. So at least half of the height shows the range of the late epochs. The lower
-    end of this range is the smallest, over all curves, of the last value and the 5% quantile of the
-    second half. ELBOs far below it may be cut off.
+    of the curve. So at least half of the height shows the range of the late epochs. The lower end
+    of this range is the smallest of the following numbers: the last value of each curve, and the 5%
+    quantile of the second half of each curve. ELBOs far below the range may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -148,7 +148,7 @@ def plot_signal_to_noise(
     floor: float | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draws the signal-to-noise ratio of objectives against the number of particles.
+    r"""Draws the signal-to-noise ratio of objectives' gradients against the number of particles.
 
     Both axes are logarithmic. For many particles, the ratio of an importance-weighted bound
     follows a line of slope 1/2 if its gradient is doubly reparameterized, and a line of slope -1/2
@@ -157,8 +157,8 @@ def plot_signal_to_noise(
     standard error to each side. A ratio of 0 cannot be shown on a log scale and is left out.
 
     Arguments:
-        ratios: For each objective, by name, the ratios by number of particles. Each is an
-            :class:`~pyro_vae.Estimate` or another pair of ratio and standard error.
+        ratios: For each objective, by name, a mapping from numbers of particles to ratios. Each
+            ratio is an :class:`~pyro_vae.Estimate` or another pair of ratio and standard error.
         floor: The ratio that pure noise would give
             (:attr:`pyro_vae.diagnostics.GradientNoise.floor`); the region below it is shaded.
         ax: Where to draw; a new pyplot figure by default.
@@ -209,14 +209,16 @@ _Ratios = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
     """Returns numbers of particles, ratios and errors, `(points,)` each."""
     if not line:
-        raise ValueError(f"no numbers of particles are given for {name!r}: pass at least one")
+        raise ValueError(
+            f"{name!r} must have a ratio for at least one number of particles; got none"
+        )
     particles: Sequence[int] = sorted(line)
     pairs = np.array([[float(as_numpy(part)) for part in line[count]] for count in particles])
     return np.array(particles, dtype=float), pairs[:, 0], pairs[:, 1]
 
 
 def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
-    """Draws lines with the slopes that theory predicts; keeps the limits of the axes."""
+    """Draws lines with the slopes that theory predicts, without changing the limits of the axes."""
     particles = np.unique(np.concatenate([part[0] for part in points.values()]))
     first = next(iter(points.values()))
     if len(particles) < 2 or first[1][0] <= 0:
@@ -351,7 +353,10 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
 
 
 def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list[Any]:
-    """Draws a tick where the rate equals a point's information, and a line from tick to point."""
+    """Draws a tick where the rate equals a point's information.
+
+    A thin line connects the tick to its point.
+    """
     thin: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "zorder": 2}
     ax.hlines(first.distortion, between, first.rate, label="_information", **thin)
     (ticks,) = ax.plot(

@@ -1,4 +1,4 @@
-"""Answers of a fitted model: traversals, imputations, densities, outliers, dependence."""
+"""Plots of a fitted model's answers: traversals, imputations, densities, outliers, dependence."""
 
 from collections.abc import Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ def plot_traversal(
             :attr:`pyro_vae.queries.Traversal.decoded`. If there are many latents, pass only the
             first few.
         labels: Names of the latents, one per latent.
-        levels: The quantile of the latent at each step, as a level from 0 to 1.
+        levels: The quantile level of the latent at each step, from 0 to 1.
         image_shape: Height and width of an image. With `None`, a curve over the features is drawn
             for each step; the curves are darker at higher levels.
         names: Names of the features, for data that are not images.

@@ -107,7 +107,7 @@ def plot_walks(
     Arguments:
         decoded: Means of p(y | z), as encoded rows, `(latents, steps, columns)`.
         labels: Names of the latents.
-        levels: The quantile of the latent at each step, as a level from 0 to 1.
+        levels: The quantile level of the latent at each step, from 0 to 1.
         columns: The columns of the table.
         shown: Positions of the columns that are drawn.
         figure: Where to draw; a new pyplot figure by default.
@@ -190,7 +190,7 @@ def _draw_filled(
     known: NDArray[Any],
     column: Column,
 ) -> None:
-    """Draws one column: `known` entries, and for `rows` the filled values and their draws."""
+    """Draws the `known` entries of one column, and the imputed values of its missing entries."""
     more = f", the first {_MOST_ROWS} of {len(rows)}" if len(rows) > _MOST_ROWS else ""
     draws = found[1][:, :_MOST_ROWS]
     middle = own(found[0][:_MOST_ROWS], column)
@@ -248,7 +248,7 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
-    """Puts labels on at most six of the categories in `codes`, if not all categories have room."""
+    """If there is no room to label all categories, labels at most six of those in `codes`."""
     if isinstance(column.kind, Categories) and len(column.kind.categories) > _MOST_NAMES:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]
