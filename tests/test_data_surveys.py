@@ -222,7 +222,9 @@ def test_a_mark_of_one_column(name: str, tmp_path: Path) -> None:
 def test_commas_between_semicolons(tmp_path: Path) -> None:
     """Decimal unless a number has two; a warning says so where nothing shows which."""
     rows = "".join(f"{r + 1},{(137 * r) % 900 + 100};{r % 7}\n" for r in ROWS)
-    with pytest.warns(UserWarning, match="'1,100' in line 2 are taken for 1.1, not for thousands"):
+    with pytest.warns(
+        UserWarning, match="'1,100' in line 2 .* decimals, so '1,100' is read as 1.1:"
+    ):
         frame = frame_of(tmp_path, f"a;b\n{rows}")
     assert frame["a"][1] == 2.237
     frame = frame_of(tmp_path, f"a;b\n{rows}1,234,567;3\n")

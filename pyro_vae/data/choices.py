@@ -420,7 +420,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' holds codes such as '{code}', which are taken for categories. If "
             f"they are numbers, pass {of_kind(name, 'Real')}; if they are categories, confirm this "
-            f"by {of_kind(name, 'Categories')}",
+            f"with {of_kind(name, 'Categories')}",
         )
     _warn_of_merged(name, raw, words)
     _warn_of_spellings(name, words.tolist())
@@ -433,7 +433,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' holds '{word}' in {count_of(count, 'entry', ',')}, and this mark is "
             "taken for a category. If the mark means that nothing was recorded, empty these "
-            f"cells, or pass {missing_marks([word])}; if it is a category, confirm this by "
+            f"cells, or pass {missing_marks([word])}; if it is a category, confirm this with "
             f"{of_kind(name, 'Categories')}",
         )
 
@@ -466,8 +466,8 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
         warn_of_column(
             name,
             f"column '{name}' holds {first_few(several)}, which are taken for different "
-            "categories. If they mean the same, write them alike; if they differ, confirm this by "
-            f"{of_kind(name, 'Categories')}",
+            "categories. If they mean the same, write them alike; if they differ, confirm this "
+            f"with {of_kind(name, 'Categories')}",
         )
 
 
@@ -488,7 +488,7 @@ def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None
             name,
             f"column '{name}' holds rare words that may be misspellings, but are taken for "
             f"categories of their own: {first_few(found)}. If they are misspellings, correct them; "
-            f"if not, confirm this by {of_kind(name, 'Categories')}",
+            f"if not, confirm this with {of_kind(name, 'Categories')}",
         )
 
 
@@ -521,7 +521,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
             f"{count_of(number, 'different number', ',')} in {count_of(len(found), 'row', ',')} "
             f"are taken for measurements. If they are ids, {drop_it(name)}; if they are codes of "
             f"categories, pass {of_kind(name, 'Categories')}; if they are measurements, confirm "
-            f"this by {of_kind(name, 'Real')}",
+            f"this with {of_kind(name, 'Real')}",
         )
 
 
@@ -538,7 +538,7 @@ def _warn_of_months(name: str, raw: RawColumn) -> None:
             f"column '{name}' holds whole numbers such as {found[0]:.0f}, which may be months and "
             "are taken for numbers, so that December is far from January. If they are months, "
             f"write them like {years[0]:.0f}-{months[0]:02.0f}, and pass {of_kind(name, 'Time')}; "
-            f"if not, confirm this by {of_kind(name, 'Real')}",
+            f"if not, confirm this with {of_kind(name, 'Real')}",
         )
 
 

@@ -102,7 +102,7 @@ class Dataset:
         if self.binarization.binary or len(self.train) < 2:
             raise ValueError(
                 "`standardized` requires at least two training rows, with values that are not "
-                f"binary; got {count_of(len(self.train), 'row')}, {self.binarization.describe()}: "
+                f"binary; got {count_of(len(self.train), 'row')} ({self.binarization.describe()}): "
                 "load more rows, or load the data with `binarization=pv.data.Grey()`"
             )
         empty = self.train.isnan().all(dim=0)

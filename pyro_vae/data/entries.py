@@ -179,8 +179,8 @@ def _is_limit(cell: str) -> bool:
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
     """Whether commas are decimal separators in the given cells, as in `1,5`.
 
-    The answer is True if a cell shows a decimal comma; otherwise False if a cell shows a decimal
-    point, or is like `1,234,567`; otherwise `by_default`.
+    The first rule that applies decides: the answer is True if a cell shows a decimal comma, False
+    if a cell shows a decimal point or is like `1,234,567`, and `by_default` in all other cases.
     """
     if _has_commas(cells):
         return True
@@ -548,6 +548,6 @@ def _warn_of_points(source: Source, cells: Sequence[str]) -> None:
         warn_of_column(
             source.name,
             f"{source.title} holds numbers such as {cells[place]!r} in {source.where(place)}. The "
-            "file has both decimal points and decimal commas, so that this point is taken for a "
+            "file has both decimal points and decimal commas, so this point is taken for a "
             "decimal point: if it separates thousands, write these numbers without it",
         )

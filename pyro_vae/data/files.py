@@ -183,7 +183,7 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
 
 
 def file_kind(path: Path) -> str:
-    """Tells a file's format by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
+    """Tells a file's format from the ending of its name: npy, npz, csv, parquet, h5ad or idx.
 
     Raises:
         ValueError: If the format is none of these; the message lists the readable endings.
@@ -273,8 +273,9 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
         values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     except MemoryError as error:  # a header can claim any size
         raise ValueError(
-            f"{what} claims more numbers than fit into memory ({error}): if the file is not "
-            "damaged, split the array into parts, or map the file with np.load(path, mmap_mode='r')"
+            f"the header of {what} declares more numbers than fit into memory ({error}): if "
+            "the file is not damaged, split the array into parts, or map the file with "
+            "np.load(path, mmap_mode='r')"
         ) from error
     except (ValueError, EOFError) as error:
         if "Object arrays" in str(error):

@@ -41,7 +41,7 @@ class Kind(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
-        """Builds the kind of a column; numbers such as a mean are computed from the given rows."""
+        """Builds the kind of a column; statistics such as a mean are taken over the given rows."""
 
     @abstractmethod
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:

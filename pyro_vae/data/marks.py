@@ -51,7 +51,7 @@ def warn_of_numbers(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
             f"to {high:g}. If such a number means that nothing was measured, empty these cells, "
-            f"or pass {missing_marks(written, name)}; if it was measured, confirm this by "
+            f"or pass {missing_marks(written, name)}; if it was measured, confirm this with "
             f"{of_kind(name, 'Count' if raw.whole and raw.known.min() in (0, 1) else 'Real')}",
         )
 
@@ -60,9 +60,9 @@ def warn_of_zeros(name: str, raw: RawColumn) -> None:
     """Warns about zeros far from all other numbers, such as a blood pressure of 0.
 
     At most half of the entries may be 0; the others must be above 0, and take more than ten
-    different values. Zeros are then far away if their distance from the median of the others is
-    over 3.5 standard deviations of a Gaussian with the same quartiles, and the smallest of the
-    others is over a fifth of the median.
+    different values. Zeros are then far away if two conditions hold: the median of the others is
+    more than 3.5 standard deviations of a Gaussian with the same quartiles as the others, and the
+    smallest of the others is more than a fifth of this median.
     """
     zero = raw.known == 0
     rest = raw.known[~zero]
@@ -76,7 +76,7 @@ def warn_of_zeros(name: str, raw: RawColumn) -> None:
             f"column '{name}' holds 0 in {count_of(int(zero.sum()), 'entry', ',')}, and all other "
             f"entries are from {rest.min():g} to {rest.max():g}. If 0 means that nothing was "
             f"measured, empty these cells, or pass {missing_marks(['0'], name)}; if it was "
-            f"measured, confirm this by {of_kind(name, 'Real')}",
+            f"measured, confirm this with {of_kind(name, 'Real')}",
         )
 
 
@@ -103,7 +103,7 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
         f"and all other entries are from {rest.min():g} to {rest.max():g}: such an outlier "
         "dominates the standard deviation of its column. If the number is an error, correct or "
         f"empty its cell, or pass {missing_marks(found[:_MARKS], name)}; if it is right, confirm "
-        f"this by {of_kind(name, 'Real')}",
+        f"this with {of_kind(name, 'Real')}",
     )
 
 

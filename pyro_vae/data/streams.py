@@ -147,7 +147,7 @@ def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
 def chunks(reader: RowReader) -> Iterator[Batch]:
     """Reads all rows in order, a chunk at a time.
 
-    Use it to estimate the marginal likelihood of a data set on disk.
+    Use this function to estimate the marginal likelihood of a data set on disk.
 
     Example:
         >>> reader = OnDisk(np.zeros((10, 2**18)))

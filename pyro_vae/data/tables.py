@@ -108,7 +108,7 @@ def describe(frame: Any, kinds: Kinds | None = None, *, shared: Kinds | None = N
 
 
 def _check_named(kinds: Kinds, names: Sequence[str]) -> None:
-    """Refuses kinds of columns that the table does not have."""
+    """Refuses `kinds` that name columns which the table does not have."""
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ValueError(
@@ -232,9 +232,9 @@ class Column:
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Warns if the median of encoded entries is so extreme that their units may be wrong.
 
-        Training rows never cause this warning, because a median is within one standard deviation of
-        the mean, and no higher than the largest count. Columns that are not standardized are not
-        checked: their mean and spread are unknown.
+        Training rows never cause this warning: their median is within one standard deviation of
+        their mean and, for counts, no higher than the largest count. Columns that are not
+        standardized are not checked, as their mean and spread are unknown.
         """
         known = values[~np.isnan(values)]
         if not isinstance(self.kind, Real | Count) or not len(known):

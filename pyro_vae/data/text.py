@@ -217,7 +217,7 @@ def _without_rules(lines: list[str]) -> list[str]:
 
 
 def _warn_of_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, comma: bool) -> None:
-    """Warns about numbers such as `1.200`, whose point or comma may be decimal or group digits.
+    """Warns about numbers such as `1.200`, whose point or comma may mark decimals or thousands.
 
     Arguments:
         path: The file.
@@ -230,9 +230,14 @@ def _warn_of_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, c
         line, cell = cells[place]
         value = number(cell, comma=comma)
         decimal = comma or mark == "."
-        say(path, f"numbers such as {cell!r} in line {line} are taken for {value:g}, not for "
-             f"{'thousands' if decimal else 'decimals'}: if that is wrong, write them without "
-             f"'{mark}'" + " or with a decimal point" * (not decimal))  # fmt: skip
+        say(
+            path,
+            f"the '{mark}' in numbers such as {cell!r} in line {line} is taken to separate "
+            f"{'decimals' if decimal else 'thousands'}, so {cell!r} is read as {value:g}: if that "
+            f"is wrong, write these numbers without '{mark}'"
+            + " or with a decimal point"
+            * (not decimal),
+        )
 
 
 def _between_notes(path: Path, found: Lines) -> Lines:
@@ -293,7 +298,7 @@ def _names_in_comment(comments: list[str], separator: str, found: Lines, layout:
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
-    """Returns the number of lines to skip at the top, and the separator that a `sep=` declares."""
+    """Returns the number of lines to skip at the top, and the separator in a line like `sep=;`."""
     skipped = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
     if re.fullmatch(r"sep=.", lines[skipped]):
         return skipped + 1, lines[skipped][4]

@@ -83,7 +83,7 @@ def _patterns(word: str) -> list[str]:
 
 
 def days(word: str, pattern: str) -> float | None:
-    """Returns days since 1970, or since midnight for a time of day; None if the format differs.
+    """Returns days since 1970, or since midnight for a time of day; None if the format is another.
 
     Example:
         >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")

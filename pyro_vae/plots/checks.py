@@ -1,4 +1,4 @@
-"""Plots of checks: Pareto k by datum, ranks of simulation-based calibration, predictive checks."""
+"""Plots of checks: Pareto k per datum, ranks of simulation-based calibration, predictive checks."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -494,7 +494,7 @@ def _name_cells(ax: "Axes", names: Sequence[str]) -> None:
 def _write_numbers(
     ax: "Axes", shown: NDArray[Any], errors: NDArray[Any], span: tuple[float, float]
 ) -> None:
-    """Writes the numbers into the cells of a heat map, in brackets if they may be zero."""
+    """Writes the values into the cells of a heat map, in brackets if within two errors of zero."""
     for (i, j), number in np.ndenumerate(shown):
         if not np.isfinite(number):
             continue

@@ -180,7 +180,7 @@ def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> 
 
 
 def _draw_image(ax: "Axes", column: int, image: NDArray[Any], **span: Any) -> None:
-    """Draws an image between `column` and `column + 1`, with a frame that shows on white."""
+    """Draws an image between `column` and `column + 1`, with a frame that is visible on white."""
     height = image.shape[0] / image.shape[1]
     corners = (column + _GAP, column + 1 - _GAP, 0.0, height - 2 * _GAP)
     ax.imshow(image, cmap="gray", interpolation="nearest", extent=corners, **span)
