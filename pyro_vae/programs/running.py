@@ -84,12 +84,14 @@ def threads_for_rows(program: Program, batch: Batch) -> AbstractContextManager[N
     writing memory takes longer than the matrix products.
 
     Example:
+        >>> import pyro
         >>> import pyro_vae as pv
         >>> y = torch.ones(3, 5)
         >>> model = pv.models.VAE(pv.nets.MLPDecoder(2, 5), pv.likelihoods.Bernoulli(), 2)
         >>> with threads_for_rows(pv.programs.Program(model, y), (y,)):
         ...     torch.get_num_threads()
         1
+        >>> pyro.clear_param_store()  # of the run that counted the bytes
     """
     is_threaded = torch.get_num_threads() > 1  # otherwise nothing has to be counted
     return _one_thread(is_small=is_threaded and bytes_per_row(program, batch) <= _NARROW)
