@@ -41,8 +41,6 @@ from ..results import Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MEMORY = 256.0  # mebibytes for a program's intermediate results
-
 _POWER = 0.9  # power against the errors that a verdict states as detectable
 
 
@@ -349,7 +347,7 @@ class Ranked:
 
     def _pieces(self, seed: int, *, progress: bool | None) -> Iterator[Draws]:
         """Yields the guide's draws for all data, as many at a time as the memory allows."""
-        limit = rows_at_once(self.program, self.batch, _MEMORY)
+        limit = rows_at_once(self.program, self.batch)
         size = max(1, limit // len(self.batch[0]))  # number of draws at once, each for all data
         starts = range(0, self.num_samples, size)
         with forked(seed, "calibration.guide"):

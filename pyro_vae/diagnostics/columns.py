@@ -37,7 +37,6 @@ from ..results import join
 from .calibration import Calibration, require_discrete_draws
 
 _RANKS = 99  # the largest rank: ranks are percentiles
-_MEMORY = 256.0  # mebibytes for a program's intermediate results
 _FEW = 50.0  # effective draws; the errors of ranks are then up to 7 percentage points
 
 
@@ -134,7 +133,7 @@ def leave_one_out(
         if hooks_of(inference.program.model).decode is None:
             remedy = "use pv.diagnostics.predictive_check"
             require_discrete_draws(inference.program, "a column cannot be predicted", remedy)
-        estimator = ImportanceSampling(num_samples, _MEMORY)
+        estimator = ImportanceSampling(num_samples)
         own = stream(seed, "leave_one_out")
         sampling = estimator.sampling(inference, seed=own, progress=progress)
         with forked(seed, "leave_one_out.predictions"):

@@ -49,7 +49,6 @@ from ..randomness import forked
 from ..results import Result, combined
 from .calibration import require_discrete_draws
 
-_MEMORY = 256.0  # mebibytes for a program's intermediate results
 _TRIED = 4  # number of rows with which the program is run as a check
 _DEVIATION = " (largest deviation, sd)"  # is added to the name of a statistic that is a vector
 
@@ -321,7 +320,7 @@ def _runs(
 
 def _replicates(runs: list[_Run], batch: Batch, tensors: "_Observed", seed: int) -> Iterator[Batch]:
     """Yields replicated data sets one by one; the program simulates several at a time."""
-    size = max(1, rows_at_once(runs[0].program, batch, _MEMORY) // len(batch[0]))
+    size = max(1, rows_at_once(runs[0].program, batch) // len(batch[0]))
     number = 0
     for program, posterior, num_samples in runs:
         for first in range(0, num_samples, size):

@@ -20,7 +20,6 @@ from ..randomness import forked
 from .results import Bound, LogMarginal
 from .weights import Inference, require_evidence, rows_at_once
 
-_MEMORY = 256.0  # mebibytes
 _ROUNDINGS = 16.0  # assumed rounding error of a log density of many terms, in units of eps
 _PRIOR_DRAWS = 16  # least number of prior draws per datum at which the quadratic is checked
 _ALL_DRAWS = 1000  # least number for all data together, so that rare events of the prior are seen
@@ -84,7 +83,7 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
     The result's error is the rounding error.
     """
     values = []
-    for piece in in_pieces(rows_at_once(program, batch, _MEMORY), *batch):
+    for piece in in_pieces(rows_at_once(program, batch), *batch):
         nothing = torch.zeros(1, len(piece[0]), 0, dtype=program.dtype, device=program.device)
         values.append(program.log_joint(nothing, *piece)[0])
     value = torch.cat(values).detach().double()

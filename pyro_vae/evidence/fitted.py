@@ -47,7 +47,6 @@ _LEAST_SPREAD = 1e-3  # smallest standard deviation of a start, if the guide is 
 _PROBES = 16  # number of further starts in the search for modes
 _PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # points, nats: enough to tell in which mode a fit ends
 _FAR = 8.0  # squared distance divided by the sum of two variances: 4 sd for modes of equal width
-_MEMORY = 256.0  # mebibytes, for the search for far modes
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
 _WIDER = (0.1, 0.8)  # at most 0.1 wider; less for many latents, since each costs effective draws
@@ -131,7 +130,7 @@ class Fitted:
             return several
         searched = ~several
         if program.latent_dim == 1:
-            searched = heavy_tails(Integrand(program, batch, rows_at_once(program, batch, _MEMORY)))
+            searched = heavy_tails(Integrand(program, batch, rows_at_once(program, batch)))
         rows = searched.nonzero()[:, 0]
         if len(rows) > 0:
             part = take_rows(batch, rows)
@@ -239,7 +238,7 @@ def _several(
     away = _elsewhere(program, batch, first)
     narrow = family.initial(first.new_zeros(program.latent_dim), NARROW)[program.latent_dim :]
     places = torch.cat([first[None], torch.cat([away, narrow.expand_as(away)], dim=-1)])
-    far = FarModes.of(program, batch, rows_at_once(program, batch, _MEMORY))
+    far = FarModes.of(program, batch, rows_at_once(program, batch))
     if far is not None:
         scale = far.scale_tril.square().sum(dim=-1).sqrt()
         beyond = torch.cat([far.loc, scale.log()], dim=-1).transpose(0, 1)

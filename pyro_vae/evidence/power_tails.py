@@ -22,7 +22,6 @@ from torch import Tensor
 from .weights import Inference, rows_at_once
 
 _NEAR, _FAR = 1e3, 1e5  # distances in standard deviations between which the fall is measured
-_MEMORY = 256.0  # mebibytes
 
 
 def tail_powers(
@@ -47,7 +46,7 @@ def tail_powers(
     directions = torch.cat([axes, -axes, every, -every])[:, None]  # (directions, 1, latents)
     z = torch.cat([mean + distance * sd * directions for distance in (_NEAR, _FAR)])
     program, _, batch = inference
-    limit = rows_at_once(program, batch, _MEMORY)
+    limit = rows_at_once(program, batch)
     try:
         with pyro.validation_enabled(is_validate=False):
             pieces = z.to(program.dtype).split(max(1, limit // z.shape[1]))

@@ -46,7 +46,6 @@ _FLAT = 0.01  # nats: smaller changes of a log density are ignored
 _STEP = 16.0  # size of the step in units of eps, so that it exceeds a single rounding
 _TRIED = 4  # draws at which a datum's prior is compared with that of the first datum
 _ROUNDING = 1e-4  # rounding error of log densities in float32, absolute and relative
-_MEMORY = 256.0  # mebibytes
 _ROWS_AT_ONCE = 4096  # rows of the program's batch; images of this number take a few mebibytes
 
 _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
@@ -173,7 +172,7 @@ def _with_draws(
         answer: Function that computes the numbers of some data from prior draws.
     """
     draws = PriorDraws.of(program, batch, num_draws)
-    size = rows_at_once(program, batch, _MEMORY)
+    size = rows_at_once(program, batch)
     alike = draws.of_same_prior(batch, size)
     shared = (part[alike] for part in batch)
     whole = torch.cat([answer(draws, rows) for rows in in_pieces(size // num_draws, *shared)])
@@ -200,7 +199,7 @@ def from_each_prior(
         batch: The data.
         num_draws: Number of draws per datum.
     """
-    size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY / 4))
+    size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, memory=64.0))
     z = PriorDraws.of(program, batch, num_draws, "fit.starts").latents(batch, size)
     z = torch.where(z.isfinite(), z, 0.0)
     found = []

@@ -301,7 +301,7 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
             retry_unvalidated(partial(Program, model, *second))
 
 
-def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
+def rows_at_once(program: Program, batch: Batch, memory: float = 256.0) -> int:
     """Returns the number of rows that a program should evaluate at once.
 
     The program's results for these rows fit into `memory`, in MiB, and into the processor's cache.

@@ -17,8 +17,6 @@ from ..programs.traces import repeat_rows
 from ..randomness import undisturbed
 from ..results import join
 
-_MEMORY = 256.0  # mebibytes for a program's intermediate results
-
 
 def data_axes(program: Program, batch: Batch) -> dict[str, int]:
     """Returns, by name, the axis of data of every deterministic site with a value per datum.
@@ -54,7 +52,7 @@ def deterministic(
     draws, rows = z.shape[:2]
     flat, parts = z.flatten(0, 1), []
     row = torch.arange(rows, device=z.device).repeat(draws)
-    for piece in slices(len(flat), rows_at_once(program, batch, _MEMORY)):
+    for piece in slices(len(flat), rows_at_once(program, batch)):
         latents, _ = program.constrain(flat[piece])
         part = take_rows(batch, row[piece])
         # Without validation: a draw may be rounded to the edge of its support.
