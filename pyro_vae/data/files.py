@@ -74,7 +74,7 @@ def read_table(
 
     Returns:
         The values in the file's own dtype (csv and parquet: float64), and the names of the columns,
-        or None.
+        or None if the file has no names.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -235,8 +235,7 @@ def _warn_of_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, c
             f"the '{mark}' in numbers such as {cell!r} in line {line} is taken to separate "
             f"{'decimals' if decimal else 'thousands'}, so {cell!r} is read as {value:g}: if that "
             f"is wrong, write these numbers without '{mark}'"
-            + " or with a decimal point"
-            * (not decimal),
+            f"{'' if decimal else ' or with a decimal point'}",
         )
 
 

@@ -83,7 +83,9 @@ def _patterns(word: str) -> list[str]:
 
 
 def days(word: str, pattern: str) -> float | None:
-    """Returns days since 1970, or since midnight for a time of day; None if the format is another.
+    """Returns days since 1970, or since midnight for a time of day.
+
+    The result is None if the word has another format.
 
     Example:
         >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")
