@@ -69,7 +69,7 @@ def is_negligible(estimate: Estimate) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Surgery(Result):
-    r"""The parts of the ELBO of some data, in nats per datum, with Monte Carlo errors.
+    r"""The parts of the ELBO of a data set, in nats per datum, with Monte Carlo errors.
 
     :math:`\mathrm{ELBO} = -\mathrm{distortion} - \mathrm{rate}` and
     :math:`\mathrm{rate} = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))` hold exactly, since all parts
@@ -83,7 +83,8 @@ class Surgery(Result):
         elbo: The ELBO.
         ceiling: The logarithm of the number of data, which the information cannot exceed.
         num_samples: Draws used per datum.
-        given: The global sites whose values the results are conditional on, in words.
+        given: Text that names the global sites on whose values the results are conditional; empty
+            if there are none.
     """
 
     information: Estimate
@@ -148,7 +149,7 @@ def surgery(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Surgery:
-    r"""Splits the ELBO of some data into distortion, information and mismatch with the prior.
+    r"""Splits the ELBO of a data set into distortion, information and mismatch with the prior.
 
     .. math:: \mathrm{KL}(q(z) \,\|\, p(z)) = \frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \left[
         \log \frac{1}{N} \sum_m q(z \mid y_m) - \log p(z) \right]
@@ -209,7 +210,7 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
     """Refuses a prior that depends on the datum: q(z) can be compared with a single prior only.
 
     One latent vector is drawn for each datum. Its log density must be the same under the prior of
-    this datum and under the prior of the datum before it.
+    this datum and under the prior of the preceding datum.
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)
@@ -236,7 +237,7 @@ class Normals(NamedTuple):
 def normals_of(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "particles data latents"]
 ) -> Normals | None:
-    r"""Returns mean and variance of each latent of each datum, if the given density is normal.
+    r"""Returns the mean and the variance of every latent, per datum, if `log_prob` is normal.
 
     Arguments:
         log_prob: A function from points `(particles, data, latents)` to log densities
@@ -245,7 +246,7 @@ def normals_of(
             computed at the first point of each datum.
 
     Returns:
-        The normals, exact but for rounding; `None` if the density is not normal.
+        The normal distributions, exact up to rounding; `None` if the density is not normal.
     """
     gradient, hessian = derivatives(log_prob, z[:1])
     factor, failed = torch.linalg.cholesky_ex(-hessian)
@@ -264,8 +265,9 @@ def normals_of(
 class Latents(NamedTuple):
     r"""Rate, information, mismatch, posterior means and prior variance of every latent.
 
-    Rate = information + mismatch, `(latents,)` each, in nats. The rate is exact, so its standard
-    error is zero. `mean` is the posterior mean of each datum, `(data, latents)`.
+    The rate is the sum of information and mismatch. All three are in nats and have the shape
+    `(latents,)`. The rate is exact, so its standard error is zero. `mean` is the posterior mean of
+    each datum, `(data, latents)`.
     """
 
     rate: Estimate
@@ -329,7 +331,7 @@ def _posterior_normals(posterior: Posterior) -> Normals:
 
 
 def prior_normals(program: Program, batch: Batch) -> Normals:
-    """Returns mean and variance of each latent under the prior of the first datum.
+    """Returns the mean and the variance of each latent under the prior of the first datum.
 
     Raises:
         UnknownDensity: If the prior is not normal.
@@ -341,7 +343,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
 
 
 def _require_normal(normals: Normals | None, subject: str) -> Normals:
-    """Returns the normals; if they are None, raises an error about `subject`."""
+    """Returns `normals`; if they are None, raises an error that begins with `subject`."""
     if normals is None:
         raise UnknownDensity(
             f"{subject} not normal, so the density of a single latent is unknown. Use "
@@ -376,7 +378,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Estimates the mean of `values`, with the help of a control variate that has mean zero."""
+    """Estimates the mean of `values`; `control` is a control variate whose mean is zero."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)

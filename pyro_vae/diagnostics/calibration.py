@@ -88,8 +88,9 @@ class Calibration(Result):
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per datum.
         data: The simulated data.
-        given: Global sites that the posterior is conditional on, in words; empty if there are none.
-        draws: What messages call the draws, such as "the guide's draws".
+        given: Text that names the global sites on which the posterior is conditional; empty if
+            there are none.
+        draws: How messages refer to the draws, for example as "the guide's draws".
     """
 
     ranks: Int[Tensor, "data quantities"]
@@ -107,7 +108,7 @@ class Calibration(Result):
 
     @property
     def by_name(self) -> dict[str, Tensor]:
-        """The ranks of each quantity, `(data,)`, by name, in the form that the plots take."""
+        """The ranks of each quantity, `(data,)`, by name, in the form that the plots expect."""
         return dict(zip(self.names, self.ranks.T, strict=True))
 
     @cached_property
@@ -123,12 +124,18 @@ class Calibration(Result):
 
     @property
     def location(self) -> Estimate:
-        """Mean rank, scaled to lie from 0 to 1: 1/2 if calibrated, lower if draws are too high."""
+        """Mean rank, scaled to the interval from 0 to 1.
+
+        It is 1/2 if the draws are calibrated, and lower if the draws are too high.
+        """
         return stats.mean_estimate((self.ranks.double() + 0.5) / (self.num_samples + 1))
 
     @property
     def spread(self) -> Estimate:
-        """Relative spread of the ranks: 1 if calibrated, above 1 if draws are too narrow."""
+        """Spread of the ranks relative to that of uniform ranks.
+
+        It is 1 if the draws are calibrated, and above 1 if the draws are too narrow.
+        """
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
@@ -167,7 +174,7 @@ class Calibration(Result):
         return "\n".join([*lines, self.verdict(false_alarm)])
 
     def _shape(self, place: int) -> str:
-        """Says how the draws of the quantity at this position are wrong, such as "are too wide"."""
+        """Says what is wrong with the draws of a quantity, for example "are too wide"."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64, device="cpu")
         squares = _squares(self.num_samples)
         off = float(self.ranks[:, place].double().mean() - uniform.mean())
@@ -207,8 +214,8 @@ class Calibration(Result):
     def _detectable(self, band: stats.Band, share: float, slope: float) -> float:
         """Computes the smallest error of the guide that is detected with a probability of 90%.
 
-        Without an error, a share `share` of all ranks is below a certain limit. An error changes
-        this share by `slope` times the error, and is detected if the share leaves the band.
+        If the guide has no error, the share of ranks below a certain limit is `share`. An error of
+        size e changes this share by `slope` times e, and is detected if the share leaves the band.
         """
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
@@ -238,8 +245,8 @@ def simulation_based_calibration(
     The ranks show whether the guide is the posterior for data simulated from the model. Simulated
     data may differ from your data. Calibration is an average over data: a calibrated guide may
     still be too narrow for some data and too wide for others. A :class:`pyro_vae.LocalParameters`
-    guide has no parameters for simulated data, so it is first fitted to these (`guide.fit_rows`).
-    The test then concerns the family of the guide and this fit, not the trained parameters.
+    guide has no parameters for simulated data, so these are first fitted (`guide.fit_rows`). The
+    test then concerns the family of the guide and this fit, not the trained parameters.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observations are
@@ -305,7 +312,7 @@ def simulation_based_calibration(
 
 
 def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
-    """Evaluates log prior and log likelihood at `z`; if one is nan, the error says where."""
+    """Evaluates the log prior and the log likelihood at `z`; raises an error if one is nan."""
     weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
     return Draws(z, weights.log_prior, weights.log_likelihood, batch)
 
@@ -314,8 +321,8 @@ def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
 class Ranked:
     """Compares the true latents, from which the data were simulated, with draws of the guide.
 
-    All draws come from one random stream. A stream per datum is not needed, because the data are
-    always simulated together.
+    All draws come from one random stream. Separate streams for the data are not needed, because the
+    data are always simulated together.
     """
 
     program: Program
@@ -325,7 +332,7 @@ class Ranked:
     num_samples: int
 
     def counts(self, truth: Tensor, seed: int, *, progress: bool | None) -> tuple[Tensor, Tensor]:
-        """Returns how many draws are below the truth, and how many equal it."""
+        """Returns how many draws are below the true value, and how many are equal to it."""
         below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         for draws in self._pieces(seed, progress=progress):
             drawn = _values(draws, self.functions)
@@ -338,7 +345,7 @@ class Ranked:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields test quantities and log p(`other` | z): first for the true z, then for draws of z.
 
-        z is drawn from the guide's posterior given `batch`; `other` need not be the same data.
+        The draws of z are from the guide's posterior given `batch`; `other` may be different data.
         """
         known = _weighed(self.program, truth[None], self.batch)
         for draws in itertools.chain([known], self._pieces(seed, progress=progress)):
@@ -346,7 +353,7 @@ class Ranked:
             yield _values(draws, self.functions), log_weights
 
     def _pieces(self, seed: int, *, progress: bool | None) -> Iterator[Draws]:
-        """Yields the guide's draws for all data, as many at a time as the memory allows."""
+        """Yields the guide's draws for all data, as many draws at a time as fit into memory."""
         limit = rows_at_once(self.program, self.batch)
         size = max(1, limit // len(self.batch[0]))  # number of draws at once, each for all data
         starts = range(0, self.num_samples, size)
@@ -366,8 +373,8 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
         missing = int(value.isnan().sum())
         if value.shape != shape or missing > 0:
             raise ValueError(
-                f"the quantity '{name}' must be a tensor of shape {tuple(shape)}, one number per "
-                f"particle and datum, without nan; got shape {tuple(value.shape)} with "
+                f"the quantity '{name}' must be a tensor of shape {tuple(shape)}, with one number "
+                f"per particle and datum and no nan entries; got shape {tuple(value.shape)} with "
                 f"{count_of(missing, 'nan entry')}"
             )
         columns.append(value.double()[..., None])
@@ -382,7 +389,7 @@ def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
 
 
 def require_discrete_draws(program: Program, impossible: str, remedy: str) -> None:
-    """Refuses a program whose discrete sites are summed out, because they have no draws.
+    """Refuses a program with discrete sites that are summed out and therefore have no draws.
 
     `impossible` says what cannot be done without these draws.
     """

@@ -49,8 +49,9 @@ class LeaveOneOut(Calibration):
         names: Names of the columns.
         num_samples: The largest rank, 99.
         data: The data.
-        given: Global sites that the predictions are conditional on, in words; empty if none.
-        draws: What messages call the draws, such as "the guide's draws".
+        given: Text that names the global sites on which the predictions are conditional; empty if
+            there are none.
+        draws: How messages refer to the draws, for example as "the guide's draws".
         ess: Effective number of draws for the prediction of each entry, `(data, columns)`.
     """
 
@@ -164,7 +165,7 @@ def _column_names(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _shares_below(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicts each entry from the other entries of its datum, by weighted draws.
+    """Predicts each entry from the other entries of its datum, using weighted draws.
 
     Returns:
         The weight of the predictions below the entry, the weight of the predictions equal to the

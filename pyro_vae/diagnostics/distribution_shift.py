@@ -1,4 +1,4 @@
-"""Tests whether a datum's posterior under a guide resembles those of reference data."""
+"""Tests whether the guide's posterior of a datum resembles its posteriors of reference data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _FLOOR = 1e-3  # smaller eigenvalues of the correlation matrix are replaced by t
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """A p-value for each datum: is the guide's posterior of the datum unusual?
+    """P-values that say how unusual the guide's posterior of each datum is.
 
     A posterior is described by features, such as its means. The statistic is the Mahalanobis
     distance of these features from their mean over the guide's posteriors of reference data.
@@ -40,7 +40,10 @@ class OutOfDistribution(PValues):
     names: tuple[str, ...] = field(kw_only=True, metadata={"axis": None})
 
     def unusual(self, row: int, number: int = 3) -> list[tuple[str, float]]:
-        """Returns the most unusual features of a row's posterior, with their deviations in sd."""
+        """Returns the most unusual features of a row's posterior, with their deviations.
+
+        The deviations are in standard deviations over the reference data.
+        """
         order = self.deviations[row].abs().argsort(descending=True)[:number].tolist()
         return [(self.names[place], float(self.deviations[row, place])) for place in order]
 
@@ -114,8 +117,8 @@ def out_of_distribution(
     held = _reference(model, guide, batch, reference, given, seed)
     if len(held[0]) < FEWEST_DRAWS:
         raise ValueError(
-            "`reference` must be at least 20 held-out data, or a number of at least 20; got "
-            f"{len(held[0])}"
+            "`reference` must be held-out data with at least 20 rows, or a number of data to "
+            f"simulate that is at least 20; got {len(held[0])}"
         )
     estimator = ImportanceSampling(num_samples)
 
@@ -174,7 +177,10 @@ def _features(block: Block) -> Float64[Tensor, "rows features"]:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """Leaves out rows with infinite features: the model gives one of the draws zero density."""
+    """Leaves out rows with infinite features.
+
+    Features are infinite if the model gives zero density to one of the guide's draws.
+    """
     finite = features[features.isfinite().all(dim=1)]
     if len(finite) < 2:
         raise ValueError(
@@ -185,7 +191,7 @@ def _finite(features: Tensor) -> Tensor:
 
 
 def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
-    """Returns the deviations of `features` from the mean of `fitted`, in sd of `fitted`."""
+    """Standardizes `features` by the mean and the standard deviation of `fitted`."""
     mean, spread = fitted.mean(dim=0), fitted.std(dim=0)
     # A feature may be constant over the reference: then its sd is 0, and the smallest sd is used.
     smallest = torch.finfo(spread.dtype).eps ** 0.5 * (1 + mean.abs())
@@ -193,7 +199,10 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Returns each row's Mahalanobis distance from the mean of `fitted`; nan becomes infinity."""
+    """Returns each row's Mahalanobis distance from the mean of `fitted`.
+
+    If a distance is nan, infinity is returned instead.
+    """
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

@@ -54,7 +54,11 @@ _Statistic = Callable[["_Sums"], Tensor]
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over gradient draws: differences from a fixed gradient, and squares of differences."""
+    """Sums over draws of the gradient.
+
+    `first` is the sum of the differences between the draws and `origin`; `second` is the sum of the
+    squares of these differences.
+    """
 
     count: int
     origin: Float64[Tensor, " entries"]
@@ -162,7 +166,7 @@ class GradientNoise(Result):
         """Returns mean, variance and signal-to-noise ratio for one parameter, entry by entry.
 
         Raises:
-            ValueError: If there is no parameter of that name.
+            ValueError: If no parameter has this name.
         """
         part = self.of(name, exactly=True)
         shape = part.shapes[name]
@@ -180,10 +184,10 @@ class GradientNoise(Result):
 
         Arguments:
             start: The beginning of the names.
-            exactly: Whether `start` is the whole name.
+            exactly: Whether `start` must be the whole name.
 
         Raises:
-            ValueError: If there is no such parameter.
+            ValueError: If no parameter has such a name.
         """
         names = [n for n in self.shapes if (n == start if exactly else n.startswith(start))]
         if not names:
@@ -250,7 +254,7 @@ class GradientNoise(Result):
         )
 
     def _verdict_without_noise(self) -> str:
-        """Says how many entries of the gradient are the same for every draw."""
+        """Says how many entries of the gradient are the same in every draw."""
         ratios = self._all.signal_to_noise
         still, moving = int(ratios.isinf().sum()), int(ratios.isfinite().sum())
         if moving == 0:
@@ -386,8 +390,8 @@ class _Gradients:
         if loss is not objective and updated_by_maps(guide, self.tensors.values()):
             raise ValueError(
                 f"{type(objective).__name__} has no method differentiable_loss, so measuring its "
-                "gradients would train the rows of pv.LocalParameters: use Trace_ELBO, or an "
-                "objective from pv.objectives"
+                "gradients would also train the parameters in pv.LocalParameters: use Trace_ELBO, "
+                "or an objective from pv.objectives"
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:
@@ -487,7 +491,10 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples, except point masses, which have no other gradient."""
+    """Removes the path gradient of samples.
+
+    Samples from point masses keep their path gradient, because they have no other gradient.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -516,7 +523,7 @@ class _Detached(dist.TorchDistribution):
         return self.base.mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Detached":
-        """Expands the distribution; draws of the result have no path gradient either."""
+        """Expands the distribution; draws from the result have no path gradient either."""
         return _Detached(self.base.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

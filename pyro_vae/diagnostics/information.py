@@ -54,7 +54,7 @@ class MutualInformation(Result):
         )
 
     def plot(self) -> "Axes":
-        """Plots the estimated mutual information beside its upper limit; needs matplotlib."""
+        """Plots the estimated mutual information and its upper limit; needs matplotlib."""
         from ..plots import plot_comparison
 
         value = self.estimate.value
@@ -117,7 +117,9 @@ def mutual_information(
 
 
 def draws_per_datum(num_samples: int | None, num_data: int) -> int:
-    """Returns the number of draws per datum; with the default, the estimate takes a few seconds.
+    """Returns the number of draws per datum.
+
+    If `num_samples` is `None`, the number is chosen so that the estimate takes a few seconds.
 
     Raises:
         ValueError: If the number is less than two.

@@ -43,19 +43,22 @@ class TrustedDraws(Protocol):
 
     @property
     def doubts(self) -> Doubts:
-        """Data whose draws cannot be trusted, by reason."""
+        """Masks of the data whose draws cannot be trusted, one mask per reason."""
 
 
 @runtime_checkable
 class _Conditional(Protocol):
-    """Draws that say which values of global sites they are conditional on, in words."""
+    """Draws with a text `given`, which names the global sites on which they are conditional."""
 
     @property
     def given(self) -> str: ...
 
 
 def doubts_of_draws(draws: TrustedDraws) -> Doubts:
-    """Returns the doubts about draws, without those about sds, because no test here uses sds."""
+    """Returns the doubts about draws, except the doubts about their standard deviations.
+
+    No test that uses these draws depends on standard deviations.
+    """
     return {doubt: mask for doubt, mask in draws.doubts.items() if doubt is not Doubt.SD_TAIL}
 
 
@@ -69,7 +72,7 @@ class PValues(PerDatum):
         statistic: The statistic from which the p-value was computed, `(batch,)`.
         hypothesis: The hypothesis that is tested, in words.
         measure: Name of the statistic.
-        doubts: Data that cannot be tested, by reason.
+        doubts: Masks of the data that cannot be tested, one mask per reason.
     """
 
     p_value: Estimate
@@ -140,7 +143,7 @@ def two_sample_test(
 
     .. math:: H_n : q(z \mid y_n) = p(z \mid y_n)
 
-    The test uses the energy distance of two samples and permutations of their labels (see
+    The test uses the energy distance between two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
     sampling or Markov chains are not independent. To keep the level of the test, the number of

@@ -6,9 +6,9 @@ is used or not. The rate of a single latent :math:`z_d` splits like that of all 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z_d \mid y_n) \,\|\, p(z_d))
     = I_q(n; z_d) + \mathrm{KL}(q(z_d) \,\|\, p(z_d))
 
-A latent without rate has collapsed: for every datum, its posterior is the prior. A latent with a
-rate but without information has the same posterior for all data, and this posterior is not the
-prior: the rate is wasted.
+A latent whose rate is zero has collapsed: for every datum, its posterior is the prior. A latent
+with a positive rate but no information has the same posterior for all data, and this posterior is
+not the prior: the rate is wasted.
 """
 
 from dataclasses import dataclass
@@ -120,17 +120,19 @@ class Use(Enum):
 
 @dataclass(frozen=True, repr=False)
 class Collapse(Result):
-    """How a guide uses each latent. Rate = information + mismatch, `(latents,)` each.
+    """How a guide uses each latent.
+
+    The rate is the sum of information and mismatch. All three have the shape `(latents,)`.
 
     Arguments:
-        rate: Divergence of the posterior from the prior, mean over data, in nats; exact.
+        rate: Divergence of the posterior from the prior, averaged over the data, in nats; exact.
         information: Information that the latent by itself has about the identity of the datum, in
             nats.
         mismatch: Divergence of the latent's aggregated posterior from its prior, in nats.
-        variances: Variance over data of the posterior mean, in units of the prior's variance.
+        variances: Variance of the posterior mean over the data, in units of the prior's variance.
         uses: The verdict on each latent.
         names: Name of each latent: its site and entry.
-        unknown: Why rate, information and mismatch are nan, in words; empty if they are known.
+        unknown: The reason why rate, information and mismatch are nan; empty if they are known.
     """
 
     rate: Estimate
@@ -161,7 +163,7 @@ class Collapse(Result):
         return f"of {count_of(len(self.uses), 'latent')}: {', '.join(kinds)}"
 
     def summary(self) -> str:
-        """Returns one line of text per latent, the largest rate first, then the verdict."""
+        """Returns one line of text per latent, in descending order of rate, then the verdict."""
         order = self.rate.value.nan_to_num().argsort(descending=True).tolist()
         width = max(map(len, self.names))
         lines = [f"{'':{width}}     rate  information       off the prior  variance of mean"]
@@ -254,7 +256,10 @@ def _without_rates(program: Program, posterior: Posterior, batch: Batch) -> Late
 
 
 def _use(latents: Latents, variances: Tensor, latent: int) -> Use:
-    """Returns the verdict on one latent; `variances` are those of the posterior means."""
+    """Returns the verdict on the latent at this position.
+
+    `variances` are the variances of the posterior means, relative to the prior variances.
+    """
     rate = latents.rate.value[latent]
     value, error = (part[latent] for part in latents.information)
     if variances[latent] > ACTIVE_VARIANCE or value - 2 * error > NEGLIGIBLE:

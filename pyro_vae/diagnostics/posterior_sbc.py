@@ -52,19 +52,20 @@ _PER_REPLICATE = 4.0  # ESS for each replicate; repeated draws then widen the nu
 
 @dataclass(frozen=True, repr=False)
 class PosteriorCalibration(PValues):
-    """P-values near every datum, and the ranks of simulated latents among the guide's draws.
+    """A p-value per datum, and the ranks of simulated latents among the guide's draws.
 
-    The attribute `statistic` is computed from the mean rank of each quantity, scaled to lie from 0
-    to 1: it is the largest distance of these means from 1/2.
+    The attribute `statistic` is computed from the mean rank of each quantity, scaled to the
+    interval from 0 to 1: it is the largest difference between such a mean and 1/2.
 
     Arguments:
         ranks: Ranks from 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the
             guide is calibrated near the datum.
-        ess: Effective number of the guide's draws per replicate, median over replicates,
-            `(batch,)`; if it is small, the test has little power.
+        ess: Median over the replicates of the effective number of the guide's draws, `(batch,)`;
+            if it is small, the test has little power.
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per replicate.
-        given: Global sites that the posterior is conditional on, in words; empty if there are none.
+        given: Text that names the global sites on which the posterior is conditional; empty if
+            there are none.
     """
 
     ranks: Int[Tensor, "batch replicates quantities"] = field(kw_only=True)
@@ -79,14 +80,17 @@ class PosteriorCalibration(PValues):
 
     @property
     def pooled(self) -> Calibration:
-        """Pools the ranks of all data that can be tested; pooled ranks must be uniform, too."""
+        """Pools the ranks of all data that can be tested.
+
+        The pooled ranks are uniform, too, if the guide is calibrated near all of these data.
+        """
         ranks = self.ranks[self.reliable].flatten(0, 1)
         if not len(ranks):
             raise ValueError(f"no datum can be tested ({self.reasons})")
         return Calibration(ranks, self.names, self.num_samples, (), self.given)
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns p-values, statistic, rejections, and effective number of draws, by name."""
+        """Returns p-values, the statistic, rejections, and effective numbers of draws, by name."""
         return {**super().columns(), "ess": self.ess}
 
     def summary(self, control: stats.Control | None = None) -> str:
@@ -126,8 +130,8 @@ def posterior_calibration(
     for any number of draws. The weights turn the posterior given :math:`y'` into the posterior
     given both :math:`y'` and :math:`y_n`; without weights, u is not uniform even for the exact
     posterior. The test does not concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test`
-    for that. If few of the guide's draws are effective, as with many latents, the test has little
-    power.
+    for that. If few of the guide's draws are effective, which is likely with many latents, the test
+    has little power.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observations are
@@ -214,11 +218,11 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 
 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the share of the total weight on values below the true value, and the ESS.
+    """Returns what share of the weight belongs to values below the true value, and the ESS.
 
     `pieces` yields values `(particles, batch, quantities)` and log weights `(particles, batch)`.
-    The first item is for the true latents, all other items are for draws of the guide. Of the
-    weight of values that equal the true value, a random part is added to the share.
+    The first item is for the true latents; all other items are for draws of the guide. Values that
+    are equal to the true value add a random part of their weight to the share.
     """
     truth, log_weight = next(pieces)
     total, squares = log_weight[0], 2 * log_weight[0]
@@ -237,16 +241,17 @@ def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tupl
 
 
 def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
-    """Adds terms to a sum, all given as logarithms."""
+    """Adds terms to a sum; the terms, the sum and the result are given by their logarithms."""
     return torch.logaddexp(log_sum, terms.logsumexp(dim=0))
 
 
 def _uniformity(
     ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns, per datum, a p-value for uniform ranks and the largest |mean scaled rank - 1/2|.
+    """Tests, for each datum, whether its ranks are uniform; returns p-values and a statistic.
 
-    The p-value is the smallest over the quantities, adjusted for their number.
+    The p-value is the smallest over the quantities, adjusted for their number. The statistic is the
+    largest difference between 1/2 and a quantity's mean rank, scaled to the interval from 0 to 1.
     """
     p_values = [float(Calibration(own, (), num_samples, ()).adjusted.min()) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)

@@ -12,8 +12,8 @@ replicates is uniform, and
 .. math:: \hat p = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
 is the p-value of one tail: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for
-any R. A statistic that is one number gets a two-sided p-value, twice the smaller of its two tails.
-For a vector, :math:`T` is the largest deviation, and its p-value is one-sided.
+any R. A statistic that is one number gets a two-sided p-value, twice the smaller of the p-values of
+its two tails. For a vector, :math:`T` is the largest deviation, and its p-value is one-sided.
 
 With latents from the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is compared with replicates
 of itself. The latents were inferred from the data, so the replicates are too similar to the data,
@@ -81,9 +81,10 @@ class PredictiveCheck(Result):
         observed: Statistics of the observed data set, `(statistics,)`, each in its own unit.
         replicated: Statistics of the replicated data sets, `(draws, statistics)`.
         p_values: P-values, `(statistics,)`, with errors due to the finite number of replicates.
-            They are two-sided, but one-sided for largest deviations.
+            They are two-sided, except for largest deviations, whose p-values are one-sided.
         latents: Where the latents of the replicates came from.
-        given: Global sites that the replicates are conditional on, in words; empty if none.
+        given: Text that names the global sites on which the replicates are conditional; empty if
+            there are none.
     """
 
     names: tuple[str, ...]
@@ -107,12 +108,12 @@ class PredictiveCheck(Result):
 
     @property
     def observed_by_name(self) -> dict[str, float]:
-        """The observed statistics by name, in the form that the plot takes."""
+        """The observed statistics by name, in the form that the plot expects."""
         return dict(zip(self.names, self.observed.tolist(), strict=True))
 
     @property
     def replicated_by_name(self) -> dict[str, Tensor]:
-        """The replicated statistics by name, `(draws,)` each, in the form that the plot takes."""
+        """The replicated statistics by name, `(draws,)` each, in the form that the plot expects."""
         return dict(zip(self.names, self.replicated.T, strict=True))
 
     def verdict(self, false_alarm: float = 0.05) -> str:
@@ -137,7 +138,10 @@ class PredictiveCheck(Result):
         )
 
     def _caution(self, false_alarm: float) -> str:
-        """Says why a check that rejects nothing is weak evidence for the model; "" if it is not."""
+        """Says why a check that rejects nothing may be weak evidence for the model.
+
+        The text is empty if there is no such reason.
+        """
         if self.latents is Latents.GUIDE:
             return (
                 "; the latents were inferred from these data, so this check is optimistic: pass "
@@ -195,8 +199,8 @@ def predictive_check(
         \hat p = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
     :math:`\hat p` is the p-value of one tail. A statistic that is one number gets a two-sided
-    p-value, twice the smaller of its two tails. For a vector, :math:`T` is the largest deviation,
-    and its p-value is one-sided.
+    p-value, twice the smaller of the p-values of its two tails. For a vector, :math:`T` is the
+    largest deviation, and its p-value is one-sided.
 
     Replicates are data sets of the same size with the same covariates, and with the same entries
     missing (nan). Your own statistics must skip missing entries. Latents from the prior (the
@@ -211,8 +215,8 @@ def predictive_check(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observations are
             tensors of the batch or parts of them.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` works for
-            latents from the prior, if there are no global latent sites.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. It may be `None` if
+            latents are drawn from the prior and the model has no global latent sites.
         data: The observed data set: the batch tensor, or a tuple of tensors.
         statistics: Functions from a data set (a tuple of tensors, as the model takes them) to one
             number or a vector, by name; :func:`default_statistics` by default.
@@ -356,9 +360,10 @@ class _Observed(NamedTuple):
 
     Arguments:
         parts: Positions in the batch of the observed tensors.
-        whole: If every observed site has a whole tensor of the batch as its value, and no two sites
-            share a tensor: pairs of a site and the position of its tensor. Draws of a site can then
-            replace its tensor, without a second run of the program. Otherwise `None`.
+        whole: The name of every observed site with the position of its tensor, if the value of
+            every site is a whole tensor of the batch and no two sites share a tensor. A site's
+            draws can then replace its tensor without a second run of the program. In all other
+            cases it is `None`.
     """
 
     parts: tuple[int, ...]
@@ -387,8 +392,8 @@ def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
-                f"the statistic '{name}' must be a finite number or vector; got shape "
-                f"{tuple(value.shape)} with "
+                f"the statistic '{name}' must be a finite number or a vector of finite numbers; "
+                f"got shape {tuple(value.shape)} with "
                 f"{count_of(int((~value.isfinite()).sum()), 'nan or infinite entry')}"
                 f"{hint if any(map(has_missing, batch)) else ''}"
             )
@@ -404,8 +409,8 @@ def _compared(
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Estimate]:
     """Returns the names of the statistics, their observed and replicated values, and p-values.
 
-    Unless `keep_constant`, a statistic that is the same for all data sets is left out, such as the
-    share of zeros of continuous data.
+    Unless `keep_constant` is true, statistics that have the same value for all data sets are left
+    out. An example is the share of zeros in continuous data.
     """
     names, columns, p_values = [], [], []
     for place, name in enumerate(functions):
@@ -418,13 +423,15 @@ def _compared(
         columns.append(column)
         p_values.append(stats.tail_probability(column[0], column[1:], two_sided=not vector))
     if not names:
-        raise ValueError("every statistic is the same for all data sets: pass other `statistics`")
+        raise ValueError(
+            "every statistic has the same value for all data sets: pass other `statistics`"
+        )
     table = torch.stack(columns, dim=1)
     return tuple(names), table[0], table[1:], combined(p_values, torch.stack)
 
 
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
-    """Returns, for each data set, the largest deviation of any entry from its mean, in sd.
+    """Returns, for each data set, the largest standardized deviation of any entry from its mean.
 
     The mean and the standard deviation of an entry are computed over all data sets, including the
     observed one, so that observed and replicated data sets are treated alike.
@@ -435,7 +442,7 @@ def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, 
 
 
 def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[str, Statistic]:
-    """Returns statistics that suit any data: of all observed entries, and of each feature.
+    """Returns statistics that suit any data, computed over all observed entries or per feature.
 
     Arguments:
         batch: The data set.
@@ -444,7 +451,8 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
     Returns:
         Mean, standard deviation, minimum and maximum over all entries, and the share of zeros. If
         a datum has several features, also the vector of the features' means and the vector of
-        their standard deviations, without features that have no (or only one) observed entry.
+        their standard deviations. Features without an observed entry have no mean, and features
+        with fewer than two have no standard deviation; they are left out of these vectors.
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
@@ -489,7 +497,7 @@ def _of_entries(function: Callable[[Tensor], Tensor], index: int, batch: Batch) 
 def _of_features(
     function: Callable[[Tensor], Tensor], index: int, kept: Tensor, batch: Batch
 ) -> Tensor:
-    """Applies a function to the kept features of one tensor of the batch."""
+    """Applies a function to the features in the mask `kept` of one tensor of the batch."""
     return function(batch[index].double().flatten(1)[:, kept])
 
 

@@ -67,12 +67,12 @@ _ROUNDING = 1e-3  # nats; in float32, log densities of a thousand nats are off b
 
 @dataclass(frozen=True, eq=False)
 class TradeOff:
-    """Result for one beta: trained model and guide, and the parts of their ELBO at KL weight 1.
+    """The result for one beta: trained model and guide, and the parts of their ELBO at KL weight 1.
 
     Arguments:
         beta: The weight of the rate in training.
         train: Parts of the ELBO of the training data.
-        held_out: Parts of the ELBO of the held-out data, if there are any.
+        held_out: Parts of the ELBO of the held-out data; `None` if there are no held-out data.
         model: The trained copy of the model.
         guide: The trained copy of the guide.
         fit: The result of training.
@@ -123,12 +123,12 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A beta for which the model trained with another beta has a lower objective D + beta R.
+    """A beta for which a model that was trained with another beta has a lower D + beta R.
 
     Arguments:
-        beta: The beta of the objective, which is computed on the training data.
+        beta: The beta of the objective D + beta R, which is computed on the training data.
         by: The beta with which the better model and guide were trained.
-        excess: How much lower their objective is, in nats per datum.
+        excess: How much lower the objective of the better model is, in nats per datum.
     """
 
     beta: float
@@ -149,10 +149,11 @@ class RateDistortion(Result):
 
     Arguments:
         points: One result for each beta that was reached before training ended.
-        entropy: Entropy of the training data as an empirical distribution, in nats per datum;
-            `None` if the likelihood is a density, or does not observe the data tensor itself, or if
-            entries are missing.
-        held_out_entropy: Entropy of the held-out data, or `None` for the same reasons.
+        entropy: Entropy of the empirical distribution of the training data, in nats per datum.
+            `None` if it cannot be compared with the distortion: if the likelihood is a density, if
+            the model observes anything else than the whole data tensor, or if entries are missing.
+        held_out_entropy: Entropy of the held-out data; `None` for the same reasons, or if there are
+            no held-out data.
     """
 
     points: tuple[TradeOff, ...]
@@ -160,7 +161,7 @@ class RateDistortion(Result):
     held_out_entropy: float | None = None
 
     def plot(self) -> "Axes":
-        """Plots distortion against rate, with a curve for any held-out data; needs matplotlib."""
+        """Plots distortion against rate, for training and held-out data; needs matplotlib."""
         from ..plots import plot_rate_distortion
 
         curves = {"training data": self.train, "held out": self.held_out}
@@ -185,7 +186,10 @@ class RateDistortion(Result):
 
     @property
     def held_out(self) -> Curve | None:
-        """The parts of the ELBO of the held-out data, by beta; `None` without held-out data."""
+        """The parts of the ELBO of the held-out data, by beta.
+
+        It is `None` if there are no held-out data.
+        """
         parts = [(point.beta, point.held_out) for point in self.points]
         known = [(beta, part) for beta, part in parts if part is not None]
         return _curve(known) if known else None
@@ -206,7 +210,7 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """The betas at which a model trained with another beta has a lower loss D + beta R.
+        """The betas for which a model that was trained with another beta has a lower D + beta R.
 
         For each such beta, the best model is given. Only differences beyond their errors count.
         If training were perfect, there would be no such beta: the rate would fall and the
@@ -223,14 +227,14 @@ class RateDistortion(Result):
     def unconverged(self) -> tuple[float, ...]:
         """Betas for which the loss does not show that training converged.
 
-        For these betas, longer training might lower the distortion. Call again with more epochs,
-        and see whether the results change. See :attr:`pyro_vae.training.Fit.converged`.
+        For these betas, longer training might lower the distortion. Train once more with more
+        epochs, and see whether the results change. See :attr:`pyro_vae.training.Fit.converged`.
         """
         return tuple(point.beta for point in self.points if point.fit.converged is not True)
 
     @property
     def verdict(self) -> str:
-        """Says where the ELBO is greatest, and for which betas results cannot be trusted."""
+        """Says at which beta the ELBO is greatest, and at which training may not have converged."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if is_negligible(part.information)]
@@ -307,7 +311,10 @@ def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> It
 
 
 def _beaten(point: TradeOff, rival: TradeOff) -> Beaten | None:
-    """Returns by how much `rival` has a lower objective than `point`; None if within the errors."""
+    """Returns by how much the objective of `rival` is below that of `point`.
+
+    Returns None if it is not lower, or if the difference is within its error.
+    """
     beta = point.beta
     own, other = point.train, rival.train
     distortion = own.distortion.value - other.distortion.value
@@ -431,14 +438,17 @@ def _ascending(betas: Sequence[float | int]) -> list[float]:
     proper = all(0 < beta < math.inf for beta in ascending)
     if not ascending or not proper or len(set(ascending)) < len(ascending):
         raise ValueError(
-            "`betas` must be one or more distinct, positive, finite numbers; got "
-            f"{list(betas)}. At beta 0, nothing bounds the rate"
+            "`betas` must be one or more distinct, positive, finite numbers (at beta 0, nothing "
+            f"limits the rate); got {list(betas)}"
         )
     return ascending
 
 
 def _require_modules(trained: dict[str, ProgramLike]) -> None:
-    """Refuses programs to be trained, by role ("model" or "guide"), that are not modules."""
+    """Refuses programs that are to be trained but are not modules.
+
+    `trained` has these programs, under the keys "model" and "guide".
+    """
     for role, program in trained.items():
         if not isinstance(program, nn.Module):
             raise TypeError(
@@ -477,7 +487,10 @@ class _Run:
     def points(
         self, model: ProgramLike, guide: ProgramLike, betas: list[float]
     ) -> Iterator[TradeOff]:
-        """Trains and evaluates for one beta after another, and yields the results until Ctrl-C."""
+        """Trains and evaluates for one beta after another, and yields each result.
+
+        Ctrl-C ends training.
+        """
         bar = progress_bar(betas, show=self.options["progress"], desc="betas")
         for number, beta in enumerate(bar):
             model, guide = _copies(model, guide)
@@ -492,7 +505,7 @@ class _Run:
                 return
 
     def _point(self, model: ProgramLike, guide: ProgramLike, beta: float) -> TradeOff:
-        """Trains these copies for one beta, and evaluates them."""
+        """Trains the given copies of model and guide for one beta, and evaluates them."""
         training = fit(model, guide, self.train, objective=BetaELBO(beta), **self.options)
         train, held_out = surgery(model, guide, self.train, self.draws, seed=self.seed), None
         if self.held_out is not None:
@@ -515,11 +528,11 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 
 
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
-    """Returns whether p(y | z) is a probability of the whole datum.
+    """Returns whether p(y | z) is the probability of the whole datum.
 
-    It is not in four cases: the likelihood is a density, which may exceed 1; a mask leaves out part
-    of the datum; a factor changes the joint density; or the site observes a function of the datum,
-    which may have less entropy than the datum.
+    It is not if the likelihood is a density, which may exceed 1; if a mask leaves out part of the
+    datum; if the program has a factor or a second observed site; or if the site observes a function
+    of the datum, which may have less entropy than the datum.
     """
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:
