@@ -222,7 +222,7 @@ def test_bad_conditions() -> None:
     with pytest.raises(ValueError, match="in both `columns` and `on`"):
         conditional(vae(), None, y, [0], [0, 1])
     y[1, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"in 1 of \d+ rows, first in row 1"):
+    with pytest.raises(ValueError, match=r"in 1 of \d+ rows, the first at row 1"):
         conditional(vae(), None, y, [0], [1])
     with pytest.raises(ValueError, match="no entry is observed in"):
         marginal(vae(), None, y, [0])  # the second row has nothing of it

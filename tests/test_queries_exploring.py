@@ -247,7 +247,7 @@ def test_the_prior_plays_no_part_in_a_traversal(seed: int) -> None:
     ("arguments", "message"),
     [
         ({"levels": (0.5, 1.5)}, "from 0 to 1"),
-        ({"levels": ()}, "at least one"),
+        ({"levels": ()}, "one or more numbers"),
         ({"at": torch.zeros(3)}, "2 finite numbers"),
         ({"at": torch.full((2,), torch.nan)}, "finite"),
     ],

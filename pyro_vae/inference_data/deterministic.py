@@ -1,7 +1,7 @@
 """Values of a program's deterministic sites, at given draws of its latents.
 
 By default, `pyro.deterministic` treats all axes of a value as event axes, even inside a plate. So
-the axis of data is found by running the program with two different numbers of rows.
+the program is run with two different numbers of rows to find out which axis is that of the data.
 """
 
 import pyro
@@ -19,7 +19,7 @@ from ..results import join
 
 
 def data_axes(program: Program, batch: Batch) -> dict[str, int]:
-    """Returns, by name, the axis of data of every deterministic site with a value per datum.
+    """Returns the data axis of each deterministic site that has a value per datum, by site name.
 
     If discrete latents are summed out, no site is returned, because deterministic sites may depend
     on the unknown values of these latents.
@@ -41,10 +41,10 @@ def data_axes(program: Program, batch: Batch) -> dict[str, int]:
 def deterministic(
     program: Program, batch: Batch, z: Float[Tensor, "draws rows latents"]
 ) -> dict[str, Tensor]:
-    """Returns the values of every deterministic site at draws of the flat unconstrained latents.
+    """Computes the values of deterministic sites at draws of the flat unconstrained latents.
 
     Returns:
-        Values `(draws, rows, *site)`, by name.
+        Values of the sites that have a value per datum, `(draws, rows, *site)`, by name.
     """
     axes = data_axes(program, batch)
     if not axes:

@@ -48,7 +48,7 @@ class Labelled(NamedTuple):
 
 
 Attributes: TypeAlias = Mapping[str, str | int | float]
-"""Metadata that a NetCDF file can hold beside the arrays."""
+"""Metadata that a NetCDF file can hold in addition to the arrays."""
 
 
 def build(
@@ -63,7 +63,8 @@ def build(
 
     Arguments:
         groups: Arrays by group and name. A group without arrays is left out.
-        coords: Labels of axes, by the name of the axis; all other axes are numbered from 0.
+        coords: Labels of the entries along an axis, by the name of the axis. Along all other axes,
+            entries are numbered from 0.
         attrs: Attributes of the container and of every group, besides the name and the version of
             this library.
 
@@ -123,7 +124,7 @@ def _with_chain(variable: Labelled) -> Labelled:
 
 
 def _check(group: str, variables: Mapping[str, Labelled]) -> None:
-    """Refuses arrays with a wrong number of axis names, or with the name of an axis."""
+    """Refuses arrays that have too many or too few axis names, or whose name is that of an axis."""
     axes = {dim for variable in variables.values() for dim in variable.dims}
     for name, (values, dims) in variables.items():
         if values.ndim != len(dims):
@@ -158,7 +159,10 @@ _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some rows: draws `(draws, rows, latents)`, weights, log p(y), and two seeds per row."""
+    """A block of rows, with their draws `(draws, rows, latents)`, weights, log p(y) and seeds.
+
+    Each row has one seed for its predictive draws and one for its prior draws.
+    """
 
     batch: Batch
     z: Tensor
@@ -169,7 +173,10 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Numbers of predictive and prior draws per datum, and why predictive draws are left out."""
+    """Numbers of predictive and of prior draws per datum.
+
+    `missing` is the reason if no predictive draws can be made, and is empty otherwise.
+    """
 
     predictive: int
     prior: int
@@ -333,7 +340,7 @@ def drawn_sites(
 ) -> dict[str, Labelled]:
     """Returns the values of sites, `(*lead, rows, *site)`, with the names of their axes.
 
-    `lead` names the axes of draws, before the axis of data.
+    `lead` has the names of the axes that precede the data axis, such as `draw`.
     """
     lead = (*lead, "datum")
     return {
@@ -353,7 +360,7 @@ def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
 
 
 def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labelled]:
-    """Simulates data from the first `draws` draws of each datum's z, with a seed per datum."""
+    """Simulates data from each datum's first `draws` draws of z; every datum has its own seed."""
     if draws == 0:
         return {}
     values = _simulated(program, block.batch, block.predictive_keys, block.z[:draws], {})
@@ -386,10 +393,10 @@ def _simulated(
         batch: The data, which give shapes and covariates.
         keys: A seed for each datum.
         latents: Latents to simulate from, `(draws, rows, latents)`, or the number of prior draws.
-        axes: The axis of data of each deterministic site whose values are returned, too.
+        axes: Names of the deterministic sites to be returned, with the data axis of each.
 
     Returns:
-        Values of all latent and observed sites, `(draws, rows, *site)`.
+        Values of all latent and observed sites, and of the sites in `axes`, `(draws, rows, *site)`.
     """
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
     draws = latents if isinstance(latents, int) else len(latents)
@@ -407,7 +414,7 @@ def _simulated(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """Decides how many draws of data to make: as requested, or as many as fit into memory."""
+    """Decides how many data sets to draw: as many as requested, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
             f"`num_predictive_samples` must be at most num_samples={num_samples}, because every "
@@ -426,7 +433,10 @@ def _sizes(
 
 
 def _num_draws(requested: int | None, default: int, kind: str, why_not: str) -> int:
-    """Returns how many draws of a kind to make; `why_not` says why none are possible, or is ""."""
+    """Returns how many draws of a kind to make.
+
+    `why_not` is the reason if draws of this kind are impossible, and is empty otherwise.
+    """
     if requested is None:
         return 0 if why_not else default
     if requested < 0:
@@ -449,7 +459,11 @@ def _why_not_simulated(program: Program, batch: Batch) -> str:
 
 
 def datum_labels(names: Sequence[str] | None, num_data: int) -> NDArray[Any]:
-    """Returns labels for the axis `datum`: the names, which must differ, or numbers from 0."""
+    """Returns labels for the axis `datum`: the given names or, without names, numbers from 0.
+
+    Raises:
+        ValueError: If two names are equal, or their number is not that of the data.
+    """
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
@@ -466,7 +480,7 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> NDArray[Any]:
 
 
 def label(name: str) -> str:
-    """Returns a site's name with dots for slashes: xarray and NetCDF read slashes as a path."""
+    """Replaces the slashes in a site's name by dots: xarray and NetCDF read slashes as a path."""
     return name.replace("/", ".")
 
 
@@ -477,13 +491,13 @@ def observed_label(program: Program) -> str:
 
 
 def _latent_word(program: Program) -> str | None:
-    """Returns "latent" as the name of an axis, if the only latent site is a plain vector."""
+    """Returns "latent", the name of a latent site's axis, if the only latent site is a vector."""
     sites = program.latent_sites
     return "latent" if len(sites) == 1 and sites[0].is_plain_vector else None
 
 
 def _observed_word(program: Program) -> str | None:
-    """Returns "feature" as the name of an axis, if there is one observed site."""
+    """Returns "feature", the name of an observed site's axis, if there is only one such site."""
     return "feature" if len(program.observed_names) == 1 else None
 
 
@@ -494,7 +508,10 @@ def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """Converts a tensor to an array with axis names; bfloat16, which NumPy lacks, to float32."""
+    """Converts a tensor to a NumPy array with axis names.
+
+    NumPy has no bfloat16, so a tensor of this dtype becomes an array of float32.
+    """
     plain = values.detach().cpu()
     return Labelled((plain.float() if plain.dtype is torch.bfloat16 else plain).numpy(), dims)
 

@@ -147,21 +147,24 @@ class PosteriorDraws(PerDatum):
 
     @property
     def given(self) -> str:
-        """Global sites that the posterior is conditional on, in words; empty if there are none."""
+        """Text that names the global sites on which the posterior is conditional.
+
+        It is empty if there are none.
+        """
         return self.log_marginal.given
 
     @property
     def value(self) -> Tensor:
-        """The guide's mean minus the posterior's, in posterior standard deviations."""
+        """The shift: the guide's mean minus the posterior's, in posterior standard deviations."""
         return (self.guide_mean.value - self.posterior_mean.value) / self.posterior_sd.value
 
     @property
     def error(self) -> Tensor:
         """Standard error of `value`.
 
-        It contains the errors of the guide's mean, of the posterior's mean and of the posterior's
-        standard deviation. The last two are assumed to be independent, as they are for a symmetric
-        posterior.
+        It accounts for the errors of the guide's mean, of the posterior's mean and of the
+        posterior's standard deviation. The last two errors are assumed to be independent, as they
+        are for a symmetric posterior.
         """
         pair = stats.difference(self.guide_mean, self.posterior_mean)
         return torch.hypot(pair.error, self.value * self.posterior_sd.error) / (
@@ -185,7 +188,7 @@ class PosteriorDraws(PerDatum):
         return {**doubts, Doubt.CHAINS_APART: apart, Doubt.SD_TAIL: dominated}
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns shift and scale with errors, ESS, R-hat, and the accepted rung, by name."""
+        """Returns shift (`value`), scale, their errors, ESS, R-hat and accepted rung, by name."""
         diagnostics = {"ess": self.ess, "r_hat": self.r_hat, "rung": self.log_marginal.rung}
         return with_errors({"shift": self.estimate, "scale": self.scale}) | diagnostics
 
@@ -206,7 +209,7 @@ class PosteriorDraws(PerDatum):
 
         If the draws of all data come from tempered populations or particle filters, `posterior`
         has the final particles of every island, with the islands on the axis `chain`. Particles
-        have equal weights within an island. Averages over islands take the weights
+        have equal weights within an island. Averages over islands must use the weights
         `exp(log_weight)` of the group `sample_stats`, which are the islands' estimates of p(y).
         Otherwise `posterior` has the draws of `sites`, and `chain` has length 1, since draws from a
         proposal are independent. The attribute `chains` states which of the two applies.
@@ -246,7 +249,7 @@ class PosteriorDraws(PerDatum):
     def _posterior(self) -> dict[str, dict[str, Labelled]]:
         """Returns arrays of the draws, by group.
 
-        They are the draws of `chains` and their weights or, without chains, the draws of `sites`.
+        They are the draws in `chains` with their weights or, if `chains` is None, those in `sites`.
         """
         word = "latent" if len(self.sites) == 1 else None
         if self.chains is None:
@@ -380,10 +383,10 @@ def _sites(program: Program, batch: Batch, z: Tensor) -> dict[str, Tensor]:
 def _chains(
     program: Program, batch: Batch, sources: Sequence[Source], order: Tensor
 ) -> Chains | None:
-    """Returns the draws of every island, or None.
+    """Returns the draws of every island.
 
-    It is None if the draws of some data are not from islands, or if the number or size of islands
-    differs between data.
+    Returns None if the draws of some data are not from islands, or if the number or the size of
+    islands differs between data.
     """
     islands = [source for source in sources if isinstance(source, Population)]
     shapes = {source.z.shape[:2] for source in islands}
@@ -399,8 +402,8 @@ def _chains(
 def _defended(inference: Inference, prior_share: float) -> Inference:
     """Mixes a proposal with the prior, whose tails are as heavy as the posterior's.
 
-    Returns a proposal unchanged if it is such a mixture, or if it cannot evaluate its density at
-    draws of the prior.
+    The proposal is returned unchanged if it is already such a mixture, or if its density cannot be
+    evaluated at draws of the prior.
     """
     if isinstance(inference.posterior, DefensivePosterior):
         return inference
@@ -431,7 +434,11 @@ def _of_proposal(
 
 
 def _of_islands(inference: Inference, population: Population, num_samples: int) -> _Drawn:
-    """Computes draws and moments, and judges the errors of sds by the tails of the log joint."""
+    """Computes draws and moments from islands.
+
+    Whether the errors of standard deviations can be trusted is judged by the tails of the log
+    joint.
+    """
     drawn = _of_population(population, num_samples)
     powers = tail_powers(inference, drawn.mean.value, drawn.sd.value)
     return replace(drawn, sd_covers=powers > _LEAST_POWER)
@@ -458,7 +465,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _ess_per_island(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Estimates the effective sample size per island from how much the islands' means differ."""
+    """Estimates the effective sample size of an island from the spread of the islands' means."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])
@@ -474,8 +481,8 @@ def _moments(
 def _sd_covers(z: Tensor, log_weights: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
     """Returns whether the error of each standard deviation can be trusted.
 
-    It can if the standard deviation is not dominated by the contributions of a few draws. With
-    fewer than 30 draws the answer is True, because the estimate of log p(y) is in doubt anyway.
+    It can be trusted unless a few draws dominate the standard deviation. With fewer than 30 draws
+    the answer is True, because the estimate of log p(y) is then in doubt anyway.
     """
     if len(z) < stats.MIN_TAIL_PARTICLES:
         return torch.ones_like(sd, dtype=torch.bool)
@@ -485,6 +492,6 @@ def _sd_covers(z: Tensor, log_weights: Tensor, mean: Tensor, sd: Tensor) -> Tens
 
 
 def _resampled(z: Tensor, log_weights: Tensor, level: Tensor, number: int) -> Tensor:
-    """Resamples every datum's draws systematically, by their weights; returns `number` draws."""
+    """Resamples `number` draws of every datum, systematically, in proportion to the weights."""
     chosen = systematic(log_weights, level, number)
     return z[chosen, torch.arange(z.shape[1], device=z.device)]

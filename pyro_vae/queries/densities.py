@@ -3,8 +3,8 @@ r"""Marginal and conditional densities of features under a fitted model.
 If the likelihood factorizes over features, the marginal density of some features is computed by
 treating the other features as unobserved. A conditional density is the ratio of two marginal
 densities. The conditional density of one feature :math:`y_c` given the observed entries :math:`y_O`
-is also computed as a curve. It is the feature's density given z, averaged over the posterior of z,
-from which there are draws :math:`z_k` with weights :math:`s_k`:
+is also computed as a curve. It is the feature's density given z, averaged over the posterior of z.
+The posterior is represented by draws :math:`z_k` with weights :math:`s_k`:
 
 .. math:: p(y_c \mid y_O) = \int p(y_c \mid z) \, p(z \mid y_O) \, dz
     \approx \sum_k s_k \, p(y_c \mid z_k)
@@ -73,9 +73,9 @@ def marginal(
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 
     Arguments:
-        model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries. If it is `None`, or has
-            :class:`pyro_vae.LocalParameters`, which were fitted to all entries of the rows, a
+        model: A Pyro program with one plate over data, whose likelihood accepts missing entries.
+        guide: A guide that handles missing entries. If it is `None`, or if it has
+            :class:`pyro_vae.LocalParameters` (which were fitted to all entries of the rows), a
             Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them; entries of other columns are ignored.
         columns: The features, by position in the flattened datum or by name.
@@ -131,9 +131,9 @@ def conditional(
     proposal for each term sees only the entries in that term.
 
     Arguments:
-        model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries. If it is `None`, or has
-            :class:`pyro_vae.LocalParameters`, which were fitted to all entries of the rows, a
+        model: A Pyro program with one plate over data, whose likelihood accepts missing entries.
+        guide: A guide that handles missing entries. If it is `None`, or if it has
+            :class:`pyro_vae.LocalParameters` (which were fitted to all entries of the rows), a
             Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them.
         columns: Columns A, by position in the flattened datum or by name. They must be observed in
@@ -191,9 +191,9 @@ def _check_sides(y: Tensor, in_a: Tensor, in_b: Tensor) -> None:
     if bool(lacking.any()):
         row, number = int(lacking.nonzero()[0]), int(lacking.sum())
         raise ValueError(
-            f"every row must have all entries in `columns`; got missing entries in {number} of "
-            f"{count_of(len(y), 'row')}, first in row {row}: drop these rows, or draw the missing "
-            "entries with pv.impute"
+            "no entry in `columns` may be missing; got missing entries in "
+            f"{number} of {count_of(len(y), 'row')}, the first at row {row}, counted from 0: drop "
+            "these rows, or draw the missing entries with pv.impute"
         )
 
 
@@ -220,16 +220,16 @@ def _log_p(
 def _require_no_model_of_missingness(model: ProgramLike, batch: Batch) -> None:
     if 0 in of_modelled_missingness(model, batch):
         raise TypeError(
-            "the model must not describe why entries are missing, as SelfMasking does: it would "
-            "treat the columns that are left out here as missing because of their values. Train a "
-            "model without SelfMasking"
+            "the model must not describe why entries are missing, as SelfMasking does: columns "
+            "that are left out here would count as missing because of their values. Train a model "
+            "without SelfMasking"
         )
 
 
 def _ratio(both: LogMarginal, condition: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
     """Subtracts `condition`, log p(y_B), from `both`, log p(y_A, y_B).
 
-    `condition` has only the rows in the mask `rows`, which have observed entries in B. For all
+    `condition` covers only the rows in the mask `rows`, which have observed entries in B. For all
     other rows, log p(y_B) is 0.
     """
     zero = torch.zeros_like(both.value)
@@ -256,12 +256,13 @@ class ConditionalDensity(PerDatum):
     Arguments:
         column: Name of the feature.
         grid: Values of the feature, `(points,)`, in the feature's unit.
-        density: Density, `(rows, points)`, per unit of the feature, or probability of a discrete
-            feature, with the Monte Carlo error of every point. Errors of neighbouring points are
+        density: Density per unit of the feature (for a discrete feature: probability), with the
+            Monte Carlo error at every point, `(rows, points)`. Errors at neighbouring points are
             correlated.
         evidence: Log density of the observed entries. It uses the same weights as the curve, so its
             effective sample size, Pareto k and doubts hold for the curve, too.
-        given: Global sites that all numbers are conditional on, in words; empty if none.
+        given: Text that names the global sites on which all numbers are conditional; empty if there
+            are none.
         is_discrete: Whether the feature takes whole numbers only; its densities are then
             probabilities.
         categories: Names of the categories 0, 1, ..., if the feature is categorical.
@@ -349,9 +350,9 @@ def conditional_density(
         s_k \propto \frac{p(y_O, z_k)}{q(z_k \mid y_O)}
 
     Arguments:
-        model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries. If it is `None`, or has
-            :class:`pyro_vae.LocalParameters`, which were fitted to all entries of the rows, a
+        model: A Pyro program with one plate over data, whose likelihood accepts missing entries.
+        guide: A guide that handles missing entries. If it is `None`, or if it has
+            :class:`pyro_vae.LocalParameters` (which were fitted to all entries of the rows), a
             Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: The feature, by position in the flattened datum or by name.

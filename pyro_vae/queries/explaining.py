@@ -52,7 +52,7 @@ class Explanation(Result):
         effect: Change of each column from the lowest to the highest level of each latent,
             `(latents, columns)`. For numbers: signed, in standard deviations of the column over
             the training rows. For more than two categories: the total variation distance. For
-            two categories: the change in the probability of the second.
+            two categories: the change in the probability of the second category.
         words: The effects as text, in the unit of the column, `(latents, columns)`.
     """
 
@@ -70,12 +70,18 @@ class Explanation(Result):
 
     @property
     def telling(self) -> list[int]:
-        """Positions in `latents` of the latents that are informative about the data."""
+        """Positions in `latents` of the latents that carry information about the data.
+
+        Latents with an unknown amount of information are included.
+        """
         nats = self.traversal.information.value.tolist()
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
     def strongest(self, latent: int) -> list[int]:
-        """Returns positions of up to five columns that a latent clearly moves, strongest first."""
+        """Returns the positions of up to five columns on which a latent has the largest effects.
+
+        The largest effect comes first. Columns on which the effect is slight are left out.
+        """
         sizes = self.effect[latent].abs()
         order = sizes.argsort(descending=True, stable=True).tolist()
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
@@ -109,7 +115,7 @@ class Explanation(Result):
         return f"<Explanation: {number}{first}; `summary()` says which columns they move>"
 
     def _moved(self, latent: int) -> list[str]:
-        """Returns the names of the columns that a latent moves most, each with the change."""
+        """Returns the names of the columns that a latent moves most, with the changes in words."""
         strongest = self.strongest(latent)
         return [f"{self.columns[column]} {self.words[latent][column]}" for column in strongest]
 
@@ -155,7 +161,8 @@ def explain(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The data whose aggregated posterior gives the ranges, at least two.
-        columns: The columns of the table; by default all are numbers, called "0", "1", ...
+        columns: The columns of the table. By default, all columns are numeric, and their names are
+            "0", "1", ...
         given: Values of the global latent sites, by name.
         seed: Seed of the draws that give the ranges.
 

@@ -39,8 +39,9 @@ def simulating(
 ) -> Iterator[Program]:
     """Yields a model's program for simulation, in evaluation mode.
 
-    Only the shapes and the covariates of the batch are used, so the values of the data may lie
-    outside the support. The guide is used only for the values of latent sites that all data share.
+    Only the shapes and the covariates of the batch are used, so the values of the data need not lie
+    in the support of the likelihood. The guide is used only for the values of latent sites that all
+    data share.
     """
     proposal = guide or no_guide
     with evaluating(model, proposal), torch.no_grad(), forked(seed, "queries.unkeyed"):
@@ -82,7 +83,9 @@ def drawn_missing(
 
 
 def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
-    """Returns p(y | z) of one row, a distribution of independent features, `(draws, *datum)`.
+    """Returns p(y | z) of one row as a distribution over independent features.
+
+    Its draws have the shape `(draws, *datum)`.
 
     Raises:
         ValueError: If the features of a datum are not independent given z, or the program has
@@ -97,7 +100,7 @@ def _own_methods(program: Program) -> ModelHooks:
     """Returns the model's own methods `decode` and `sample_data`, if they can be used.
 
     The model must have both methods. Its latents must be real numbers, and no latent may be shared
-    by all data. Otherwise, no methods are returned.
+    by all data. Otherwise, the result contains no methods.
     """
     hooks = hooks_of(program.model)
     has_both = hooks.decode is not None and hooks.sample_data is not None
@@ -106,7 +109,7 @@ def _own_methods(program: Program) -> ModelHooks:
 
 
 def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
-    """Runs the program on a few draws of z at a time; `read` gives the values of an observed site.
+    """Runs the program on a few draws of z at a time, and reads the observed sites with `read`.
 
     Returns the values that replace the first tensor of the batch, `(draws, batch, *datum)`.
     """

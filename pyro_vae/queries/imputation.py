@@ -43,11 +43,12 @@ class Imputation(PerDatum):
         error: Monte Carlo error of `value`; 0 for an observed entry.
         sd: Standard deviation of every entry given the observed entries of its row, with its Monte
             Carlo error; 0 for an observed entry.
-        missing: Which entries were missing.
+        missing: Mask of the entries that were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Pareto k of each row's weights, `(rows,)`; nan where nothing is missing.
         doubts: Reasons not to trust a row, each with a mask of the rows.
-        given: Global sites that the results are conditional on, in words; empty if none.
+        given: Text that names the global sites on which the results are conditional; empty if there
+            are none.
         table: The columns, if the data are a table.
         asked: The table that was passed, or None; its index and column labels are used for the
             completed table.
@@ -122,7 +123,7 @@ class Imputation(PerDatum):
     def completed(self) -> Any:
         """Returns the table in the units and dtypes of its columns, with missing entries filled in.
 
-        A table of pandas keeps its index, and the labels of its columns.
+        A pandas table keeps its index and its column labels.
 
         Raises:
             ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
@@ -163,8 +164,8 @@ class Imputation(PerDatum):
     def _columns(self) -> Columns:
         """Returns the columns; raises a `ValueError` if they are unknown."""
         if self.table is None:
-            raise ValueError("these imputations do not know the columns of the table: call "
-                             "pv.TableVAE.impute, or decode `draws` yourself")  # fmt: skip
+            raise ValueError("the columns of the table are not known: impute with a pv.TableVAE "
+                             "that was made from a table, or decode `draws` yourself")  # fmt: skip
         return self.table
 
     def summary(self) -> str:
@@ -193,7 +194,7 @@ class Imputation(PerDatum):
         }
 
     def plot(self) -> NDArray[Any]:
-        """Plots the data with missing entries and the values drawn for these; needs matplotlib.
+        """Plots the data and the values that were drawn for missing entries; needs matplotlib.
 
         A table gets a panel for each column with missing entries, in the unit of the column.
         """
@@ -309,9 +310,9 @@ def _filled(
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """Imputes one row, the block's row at `place`.
+    """Imputes one row, which is the row `place` of the block.
 
-    Moments come from weighted draws of z, completed data from resampled draws of z.
+    Moments are computed from weighted draws of z, and completed data from resampled draws of z.
     """
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
@@ -338,7 +339,7 @@ def _imputed(y: Tensor, filled: _Filled, evidence: LogMarginal) -> Imputation:
 
 
 def _unfilled(y: Tensor, num_samples: int, given: str) -> Imputation:
-    """Returns copies of the data as an imputation: the result for rows without missing entries."""
+    """Returns an imputation of rows without missing entries: all draws are copies of the data."""
     zero = torch.zeros_like(y, dtype=torch.float64)
     unknown = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
     draws = y.expand(num_samples, *y.shape).clone()

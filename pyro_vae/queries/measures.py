@@ -95,8 +95,8 @@ class Correlation:
 class RankCorrelation:
     """Spearman's rank correlation, which measures monotonic dependence and ignores units.
 
-    Its standard error is estimated from the spread over batches of draws. Batches in which a
-    feature is constant, such as a rare category, are not used for the pairs of this feature.
+    Its standard error is estimated from the spread over batches of draws. If a feature is constant
+    in a batch, as a rare category may be, the batch is not used for the pairs of this feature.
 
     Arguments:
         num_samples: Draws of data.
@@ -221,10 +221,10 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
 
 
 def _heavy(y: Float[Tensor, "draws features"]) -> Bool[Tensor, " features"]:
-    """Returns a mask of the features whose variance a few draws dominate.
+    """Returns a mask of the features whose variance is dominated by a few draws.
 
-    For such a feature, the mean square of the draws is far from normally distributed: its skewness,
-    which is estimated from the same draws, is large.
+    For such a feature, the mean square over the draws is far from normally distributed: the
+    skewness of the mean square, which is estimated from the same draws, is large.
     """
     squares = (y.double() - y.double().mean(dim=0)).square()
     away = squares - squares.mean(dim=0)
@@ -257,7 +257,8 @@ class Dependence(Result):
         estimate: Value and Monte Carlo error, each `(features, features)`.
         names: Names of the features.
         measure: Name of the measure.
-        given: Global sites that the dependence is conditional on, in words; empty if none.
+        given: Text that names the global sites on which the dependence is conditional; empty if
+            there are none.
     """
 
     estimate: Estimate
@@ -275,7 +276,7 @@ class Dependence(Result):
         return plot_dependence(value, self.names, error, measure=self.measure)
 
     def strongest(self, number: int = 10) -> list[tuple[str, str, float, float]]:
-        """Returns the strongest pairs: two names, value and standard error of each."""
+        """Returns the most dependent pairs: for each, two names, the value, and its error."""
         value, error = (part.cpu() for part in self.estimate)
         rows, columns = torch.triu_indices(len(value), len(value), offset=1, device="cpu")
         strength = value[rows, columns].abs().nan_to_num(-1.0)
@@ -287,13 +288,13 @@ class Dependence(Result):
         ]
 
     def to_dataframe(self) -> Any:
-        """Returns all pairs with standard errors, the strongest first; needs pandas."""
+        """Returns all pairs with standard errors, the most dependent pair first; needs pandas."""
         pairs = self.strongest(len(self.names) * (len(self.names) - 1) // 2)
         names = ("one", "other", self.measure, "error")
         return data_frame([dict(zip(names, pair, strict=True)) for pair in pairs])
 
     def summary(self, number: int = 10) -> str:
-        """Describes the strongest pairs, one per line."""
+        """Describes the most dependent pairs, one per line."""
         pairs = self.strongest(number)
         lines = [
             f"{a} and {b}: {plus_minus(value, error)}"
@@ -366,7 +367,7 @@ def dependence(
 
 
 def _warn_of_tails(estimate: Estimate, names: tuple[str, ...]) -> None:
-    """Warns of features whose correlations have an unknown error (nan)."""
+    """Warns about features whose correlations have an unknown error (nan)."""
     value, error = (part.diagonal() for part in estimate)
     heavy = [name for name, bad in zip(names, value.isfinite() & error.isnan(), strict=True) if bad]
     if heavy:
@@ -378,7 +379,7 @@ def _warn_of_tails(estimate: Estimate, names: tuple[str, ...]) -> None:
 
 
 def _without_nominal(estimate: Estimate, model: ProgramLike, names: tuple[str, ...]) -> Estimate:
-    """Warns of columns whose categories have no order, and sets values of their pairs to nan."""
+    """Warns about columns whose categories have no order, and sets their correlations to nan."""
     if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
         return estimate
     places = [n for n, part in enumerate(model.likelihood) if isinstance(part, Categorical)]

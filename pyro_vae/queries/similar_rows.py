@@ -1,13 +1,13 @@
-r"""Similarity of two rows: how much more probable they are if both have the same latent.
+r"""Similarity of two rows: how much more probable the two are if they have the same latents.
 
 .. math:: s_{nm} = \log \frac{p(y_n, y_m)}{p(y_n)\, p(y_m)} = \log \frac{p(y_m \mid y_n)}{p(y_m)},
     \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
 
-:math:`s_{nm}` is the log Bayes factor of one latent for both rows against a separate latent for
-each row. The method of Bayesian sets gives this score for a set of one row. The similarity is
-symmetric, does not depend on the units of the data, allows missing entries, and is positive if the
-rows suggest the same z. The more informative the rows, the larger the absolute value of the
-similarity. Distances between embeddings ignore how informative rows are.
+:math:`s_{nm}` is the log Bayes factor of one z for both rows against a separate z for each row. The
+method of Bayesian sets gives this score for a set of one row. The similarity is symmetric, does not
+depend on the units of the data, allows missing entries, and is positive if the rows suggest the
+same z. The more informative the rows, the larger the absolute value of the similarity. Distances
+between embeddings ignore how informative rows are.
 """
 
 import math
@@ -42,7 +42,7 @@ class Similarity(Result):
         estimate: Value and error of each pair, `(rows, others)`, in nats.
         reliable: Whether p(y_n), p(y_m) and p(y_n, y_m) of a pair of rows n and m can all be
             trusted, `(rows, others)`.
-        same: Whether rows were compared with one another, without separate `others`.
+        same: Whether the rows were compared with one another, and not with separate `others`.
     """
 
     estimate: Estimate
@@ -71,7 +71,10 @@ class Similarity(Result):
         return plot_similarity(self.estimate.value)
 
     def summary(self, number: int = 10) -> str:
-        """Names the row most similar to each of the first `number` rows; counts doubtful pairs."""
+        """Names the row most similar to each of the first `number` rows.
+
+        Also counts the pairs that cannot be trusted.
+        """
         rows, others = self.reliable.shape
         lines = [
             f"row {row}: most similar to row {place} ({plus_minus(value, error)} nats"
@@ -180,7 +183,7 @@ def _joint(
 def _similarity(
     rows: LogMarginal, others: LogMarginal, joint: list[LogMarginal], *, same: bool
 ) -> Similarity:
-    """Computes similarities; `joint` has log p(y_n, y_m), one entry for each of `rows`."""
+    """Computes similarities; `joint` has one item for each row n: log p(y_n, y_m) for all m."""
     value = torch.stack([pair.value for pair in joint]) - rows.value[:, None] - others.value
     squares = torch.stack([pair.error.square() for pair in joint])
     error = (squares + rows.error.square()[:, None] + others.error.square()).sqrt()

@@ -149,7 +149,10 @@ class Outliers(PerDatum):
         return number
 
     def most_extreme(self, number: int = 10) -> Tensor:
-        """Returns positions of the most unusual data, by tail probability; in ties, by log p."""
+        """Returns the positions of the most unusual data.
+
+        Data are ordered by tail probability; ties are ordered by log p.
+        """
         by_density = self.log_p.value.argsort(stable=True)
         order = self.tail_probability.value[by_density].argsort(stable=True)
         return by_density[order][:number]
@@ -189,7 +192,7 @@ def outliers(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Outliers:
-    r"""Tests whether each datum is unusual, by its log density among those of reference data.
+    r"""Tests, by its log density, whether each datum is unusual compared with reference data.
 
     .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
 
@@ -207,8 +210,8 @@ def outliers(
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. If it is `None`, or
-            has :class:`pyro_vae.LocalParameters`, which are not available for the reference data, a
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. If it is `None`, or if
+            it has :class:`pyro_vae.LocalParameters` (which do not exist for the reference data), a
             Gaussian is fitted to the posterior of every row instead.
         data: The batch tensor, or a tuple of them.
         reference: Number of data to simulate from the model, or held-out data without missing
@@ -273,7 +276,7 @@ class _Scores:
             return self.how(inference, seed=self.seed, progress=self.progress)
 
     def values(self, rows: Batch) -> Tensor:
-        """Estimates the log density of every row without its error, which is faster."""
+        """Estimates the log density of every row, but not its error; this is faster than `of`."""
         how = self.how
         if not isinstance(how, ImportanceSampling) or how.until is not None:
             return self.of(rows).value
@@ -282,7 +285,10 @@ class _Scores:
             return how.sampling(inference, seed=self.seed, progress=self.progress).log_means()
 
     def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:
-        """Returns the held-out data, or simulated data; `name` is that of the random stream."""
+        """Returns the held-out data or, if `given` is a number, that many simulated data.
+
+        `name` identifies the random stream of the simulation.
+        """
         if not isinstance(given, int):
             held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
             if not len(held[0]) or has_missing(held[0]):

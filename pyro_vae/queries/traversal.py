@@ -56,7 +56,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Spherical:
-    r"""An arc from a to b: direction and distance, seen from the origin, change at fixed rates.
+    r"""An arc from a to b, along which direction and distance from the origin change evenly.
 
     .. math:: z(t) = [(1 - t) \|a\| + t \|b\|] \,
         \frac{\sin((1 - t) \Omega) \hat a + \sin(t \Omega) \hat b}{\sin \Omega}, \qquad
@@ -80,7 +80,7 @@ class Spherical:
         if any(bool((radius == 0).any()) for radius in radii):
             raise ValueError(
                 "`a` and `b` must not be the origin, because an arc joins two directions and the "
-                "origin has none: use pv.queries.Linear()"
+                "origin has no direction: use pv.queries.Linear()"
             )
         start, end = a / radii[0], b / radii[1]
         # The angle is from both chords: near 0 and pi, an arc cosine would lose half of its digits.
@@ -131,7 +131,7 @@ def interpolate(
     """
     if num_steps < 2:
         raise ValueError(
-            f"`num_steps` must be at least 2, because both ends count; got {num_steps}"
+            f"`num_steps` must be at least 2, because both ends are included; got {num_steps}"
         )
     t = torch.linspace(0.0, 1.0, num_steps, dtype=a.dtype, device=a.device)
     return (path or Linear())(a, b, t)
@@ -305,7 +305,8 @@ def traverse(
         0.011.
 
     Raises:
-        ValueError: If a level is not from 0 to 1, or `at`, data and programs do not fit together.
+        ValueError: If a level is not between 0 and 1, or `at`, data and programs do not fit
+            together.
 
     References:
         | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
@@ -320,7 +321,7 @@ def traverse(
         torch.Size([2, 7, 3])
     """
     if levels is not None and not (levels and all(0 <= level <= 1 for level in levels)):
-        raise ValueError(f"`levels` must be at least one number, each from 0 to 1; got {levels}")
+        raise ValueError(f"`levels` must be one or more numbers from 0 to 1; got {levels}")
     with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         if len(posterior) < 2:
             raise ValueError(f"`data` must have at least 2 rows; got {len(posterior)}")
@@ -387,7 +388,10 @@ def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]
 
 
 def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> Tensor:
-    """Returns copies of `at`, each with one latent set to a value, `(latents, steps, latents)`."""
+    """Returns copies of `at`, each with one latent set to one of its values.
+
+    The result has the shape `(latents, steps, latents)`.
+    """
     places = at.repeat(*values.shape, 1)
     which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
     return places.scatter(-1, which, values.unsqueeze(-1))

@@ -117,7 +117,7 @@ def require_holes(model: ProgramLike, batch: Batch) -> None:
 
 
 def with_holes(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """Makes the entries in the mask missing in every row of the first tensor."""
+    """Replaces the entries in the mask by nan, in every row of the first tensor."""
     if not bool(mask.any()):
         return batch
     return (batch[0].masked_fill(mask, torch.nan), *batch[1:])
@@ -132,7 +132,8 @@ def guide_for(
     """Returns the guide if it accepts the data; if the guide is None, returns q(z) = N(0, I).
 
     Raises:
-        ValueError: If the guide refuses data with missing entries; the message has the remedy.
+        ValueError: If the guide refuses data with missing entries (the message says what to do), or
+            if the guide is None and the values of global sites are not given.
     """
     if guide is None:
         example = take_rows(batch, slice(2))
@@ -160,21 +161,25 @@ def guide_for(
 def chosen(
     columns: Sequence[int | str], names: Sequence[str] | None, like: Tensor
 ) -> Bool[Tensor, "*datum"]:
-    """Returns a mask of the chosen columns, given by name or by position in the flattened datum.
+    """Returns a mask of columns that are given by name or by position in the flattened datum.
 
     Raises:
         ValueError: If no column is given, a column is unknown, or the names do not fit the data.
     """
     places = [_place(column, names, like) for column in columns]
     if not places:
-        raise ValueError("`columns` and `on` must contain at least one column; got none")
+        raise ValueError("`columns` and `on` must each contain at least one column; got none")
     mask = torch.zeros(like[0].numel(), dtype=torch.bool, device=like.device)
     mask[places] = True
     return mask.reshape(like.shape[1:])
 
 
 def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
-    """Returns the position of a column, given by name or by position; checks it and the names."""
+    """Returns the position of a column that is given by its name or by its position.
+
+    Raises:
+        ValueError: If the column is unknown, or the names do not fit the data.
+    """
     size = like[0].numel()
     if names is not None and (len(names) != size or len(set(names)) != size):
         raise ValueError(
