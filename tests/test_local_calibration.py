@@ -256,7 +256,7 @@ def test_a_datum_far_from_the_data_is_named(seed: int) -> None:
     assert float(result.value[20]) == pytest.approx(1 / 201)
     assert "distortion" in [name for name, _ in result.unusual(20)]
     assert len(result.names) == result.deviations.shape[1] == 7
-    with pytest.raises(ValueError, match=r"at least 20 held-out data, .*; got 19"):
+    with pytest.raises(ValueError, match=r"held-out data with at least 20 rows, .*; got 19"):
         out_of_distribution(MODEL, guide_of(), y, 19)
 
 

@@ -201,7 +201,8 @@ model, x, y = Regression(), np.load(path, mmap_mode="r"), torch.randn(256, 2)
 guide = pv.Guide(model, pv.GlobalParameters(), example=(y[:2], torch.zeros(2, 2)))
 draws = functools.partial(pv.ImportanceSampling, 4, memory=16, compile=False)
 pv.gaps.ImportanceSampling = lambda number: draws()  # budgets that suit a file of this size
-pv.evidence.fitted._MEMORY = 16.0
+fitted = pv.evidence.fitted
+fitted.rows_at_once = functools.partial(fitted.rows_at_once, memory=16.0)
 few = pv.FitRows(num_particles=4, max_steps=3, max_rows=8, compile=False)
 asked = functools.partial(pv.inference_gap, estimator=draws(), fitting=few, num_samples=4)
 small = asked(model, guide, (y[:4], x[:4]))  # imports take memory too

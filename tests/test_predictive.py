@@ -282,7 +282,7 @@ def test_a_guide_of_ours_and_of_a_table() -> None:
 def test_chunks_keep_data_sets_apart(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """However few rows fit into memory, each replicate has its number of data, and they differ."""
     y = FACTS.sample(10)
-    monkeypatch.setattr("pyro_vae.diagnostics.predictive._MEMORY", 1e-9)
+    monkeypatch.setattr("pyro_vae.diagnostics.predictive.rows_at_once", lambda *_: 1)
     count = {"count": lambda batch: torch.tensor(float(len(batch[0]))), "sd": lambda b: b[0].std()}
     result = predictive_check(model_of(FACTS), None, y, count, num_samples=15, seed=seed)
     assert result.replicated[:, 0].tolist() == [10.0] * 15

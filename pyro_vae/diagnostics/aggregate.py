@@ -3,7 +3,7 @@ r"""The aggregated posterior and the prior: how much they differ, and where.
 A model generates data from draws of :math:`p(z)`, but its decoder was trained on draws of
 :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`. Where the two differ, the model generates from
 latents that the decoder was not trained on. The rate is the mean divergence of the posteriors from
-the prior. It splits into the information of z about the identity of the datum, and the divergence
+the prior. It splits into the information in z about the identity of the datum, and the divergence
 of q(z) from p(z):
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
@@ -76,7 +76,7 @@ class Surgery(Result):
     are computed from the same draws.
 
     Arguments:
-        information: Information of z about the identity of the datum.
+        information: Information that z carries about the identity of the datum.
         mismatch: Divergence of the aggregated posterior from the prior.
         rate: Sum of information and mismatch, :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.

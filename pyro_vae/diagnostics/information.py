@@ -1,7 +1,7 @@
-r"""Information of the latents about the identity of the datum.
+r"""The information that the latents carry about the identity of the datum.
 
 With :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)` the aggregated posterior, the rate splits into
-the information of z about the identity of the datum, and the divergence of the aggregate from the
+the information in z about the identity of the datum, and the divergence of the aggregate from the
 prior ("ELBO surgery"):
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))

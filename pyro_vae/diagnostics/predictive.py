@@ -287,8 +287,8 @@ def _check_arguments(
         raise ValueError("`statistics` must contain at least one statistic; got an empty mapping")
     if guide is None and latents is Latents.GUIDE:
         raise ValueError(
-            "`guide` must be given if `latents=Latents.GUIDE`; got None: pass a guide, or "
-            "`latents=Latents.PRIOR`"
+            "`guide` must be given if the latents come from the guide (`latents=Latents.GUIDE`); "
+            "got None: pass a guide, or `latents=pv.diagnostics.Latents.PRIOR`"
         )
 
 

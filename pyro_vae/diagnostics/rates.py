@@ -11,7 +11,7 @@ for several :math:`\beta` shows the whole range of rates. At the optimum :math:`
 falling function of :math:`R` with the slope :math:`dD / dR = -\beta`: a larger beta gives a lower
 rate and a higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
 
-For any model and guide, with I the information of z about the identity of the datum, and H the
+For any model and guide, with I the information in z about the identity of the datum, and H the
 entropy of the data,
 
 .. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
@@ -89,7 +89,8 @@ class TradeOff:
 class Curve(NamedTuple):
     """Rate, distortion, ELBO and information for several weights beta of the rate.
 
-    Each field is `(betas,)`, in ascending order of beta, and in nats per datum.
+    Every field has the shape `(betas,)` and is in ascending order of beta. All fields except `beta`
+    are in nats per datum.
     """
 
     beta: Tensor
@@ -234,7 +235,7 @@ class RateDistortion(Result):
 
     @property
     def verdict(self) -> str:
-        """Says at which beta the ELBO is greatest, and at which training may not have converged."""
+        """Says at which beta the ELBO is greatest, and where training may not have converged."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if is_negligible(part.information)]
@@ -517,7 +518,7 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
     """Returns the entropy of the rows; `None` if it cannot be compared with the distortion.
 
     The two can be compared only if the batch is a single tensor, p(y | z) is a probability, and no
-    entry is missing, because the pattern of missing entries would have an entropy, too.
+    entry is missing. (The pattern of missing entries would have an entropy, too.)
     """
     with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or has_missing(y) or not _gives_probabilities(program, y[:2]):

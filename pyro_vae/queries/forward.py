@@ -127,7 +127,7 @@ def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor
 
 
 def _check_continuous(program: Program) -> None:
-    """Refuses programs with discrete latent sites, which have no draws."""
+    """Refuses programs with discrete latent sites, because such sites have no draws."""
     remedy = (
         "add to the model the methods decode(z) and sample_data(z), which take only the continuous "
         "latents"

@@ -53,7 +53,7 @@ _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
 @runtime_checkable
 class Measure(Protocol):
-    """A measure of dependence between every two features."""
+    """A measure of the dependence between two features, computed for every pair."""
 
     @property
     def label(self) -> str:
@@ -159,7 +159,7 @@ class MutualInformation:
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
     def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
-        """Estimates the mutual information of every pair once, from separate data and latents."""
+        """Estimates the mutual information of every pair from one replicate, with its own draws."""
         y = _simulated(program, row, self.num_samples, seed)
         seeded(stream(seed, "dependence.latents"))  # not the latents that generated the data
         z = Prior(program, row).sample(self.num_latents)[:, 0]
@@ -251,7 +251,7 @@ def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Ten
 
 @dataclass(frozen=True, repr=False)
 class Dependence(Result):
-    """Dependence between every two features, implied by a model.
+    """The dependence between the two features of every pair, as implied by a model.
 
     Arguments:
         estimate: Value and Monte Carlo error, each `(features, features)`.
@@ -314,7 +314,7 @@ def dependence(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Dependence:
-    r"""Estimates the dependence between every two features under p(y).
+    r"""Estimates the dependence under p(y) between the two features of every pair.
 
     The result is a property of the model. If the dependence in the data differs, the model does not
     fit.
