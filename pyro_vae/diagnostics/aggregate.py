@@ -18,8 +18,8 @@ The rate of a single latent, :math:`z_d`, splits in the same way, if the density
 :math:`q(z_d \mid y_n)` is known. This density is known for normal posteriors, whichever guide they
 come from. Normal posteriors are recognized by their density: if :math:`\log q` has the gradient
 :math:`g` and the Hessian :math:`-P` at one point :math:`z`, the covariance is :math:`P^{-1}` and
-the mean is :math:`z + P^{-1} g`. Whether this normal has the density of :math:`q` is checked at
-other points.
+the mean is :math:`z + P^{-1} g`. Whether the density of this normal equals that of :math:`q` is
+checked at other points.
 """
 
 import math
@@ -172,7 +172,8 @@ def surgery(
 
     Raises:
         ValueError: If fewer than two draws are requested, the prior is not the same for all data,
-            the guide has no density at given points, or data, model and guide do not fit together.
+            the guide's density cannot be evaluated at given points, or data, model and guide do not
+            fit together.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound
@@ -237,7 +238,7 @@ class Normals(NamedTuple):
 def normals_of(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "particles data latents"]
 ) -> Normals | None:
-    r"""Returns the mean and the variance of every latent, per datum, if `log_prob` is normal.
+    r"""Returns the mean and the variance of every latent for each datum, if the density is normal.
 
     Arguments:
         log_prob: A function from points `(particles, data, latents)` to log densities
@@ -292,7 +293,7 @@ def single_latents(
 
 
 def single_information(posterior: Posterior) -> Estimate:
-    """Estimates the information that each latent by itself has about the identity of the datum.
+    """Estimates the information that each latent by itself carries about the identity of the datum.
 
     The prior of the program may be of any kind, and may differ between data, because the
     information does not depend on it. Here the information is computed as if the prior were normal,

@@ -261,7 +261,7 @@ def simulation_based_calibration(
         quantities: Functions of z and y that are ranked in addition to the entries of the flat
             latent vector; by default only :math:`\log p(y \mid z)` (:func:`log_likelihood`).
         given: Values of the global latent sites; by default the mean of their posterior. Latents
-            and data are simulated given these.
+            and data are simulated given these values.
         seed: Seed of all draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 

@@ -74,8 +74,8 @@ def out_of_distribution(
     the reference is simulated from the model, a rejected datum is one that the model does not
     produce, or that the guide was not trained for. For such a datum, check the model, and
     check the guide with importance weights. If the reference is held-out data, a rejected datum is
-    unlike these data. Even for a datum that passes, and for all reference data, the guide's
-    posterior may be poor; importance weights reveal this.
+    unlike these data. The guide's posterior may be poor even for a datum that passes, or for all
+    reference data; importance weights reveal this.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -83,7 +83,7 @@ def out_of_distribution(
         data: The batch tensor, or a tuple of tensors.
         reference: Held-out data, or the number of data to simulate from the model, at least 20.
             Simulated data have the covariates of the rows of `data`, and the same entries missing;
-            these rows are repeated if necessary.
+            the rows of `data` are repeated if there are too few.
         num_samples: Draws of the guide per datum, at least 2.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of all random numbers; the caller's random stream is left alone.

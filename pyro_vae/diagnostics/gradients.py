@@ -314,8 +314,8 @@ def gradient_noise(
         with errors. The result keeps 65 numbers in main memory for each entry.
 
     Raises:
-        ValueError: If there are fewer than 3 repeats, no tensor of the loss requires a gradient, or
-            data and programs do not fit.
+        ValueError: If there are fewer than 3 repeats, the loss depends on no tensor that requires a
+            gradient, or data and programs do not fit together.
         FloatingPointError: If a gradient is not finite; the message names the parameter.
 
     References:

@@ -146,7 +146,7 @@ def log_aggregate(
         One number per point, float64, in nats.
 
     Raises:
-        ValueError: If the posterior has no density at points that it did not draw.
+        ValueError: If the posterior's density cannot be evaluated at points that it did not draw.
     """
     points = z.reshape(-1, 1, z.shape[-1])
     size = max(1, _PAIRS_AT_ONCE // len(posterior))

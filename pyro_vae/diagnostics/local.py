@@ -146,8 +146,8 @@ def two_sample_test(
     The test uses the energy distance between two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
-    sampling or Markov chains are not independent. To keep the level of the test, the number of
-    posterior draws used is the effective sample size divided by 20, and at most `num_samples`. With
+    sampling or Markov chains are not independent. To keep its level, the test uses only as many
+    posterior draws as the effective sample size divided by 20 (and at most `num_samples`). With
     enough draws, even a guide that is good enough for its purpose is rejected: the statistic shows
     how large the difference is, and `draws.value` and `draws.scale` show which moments differ.
 

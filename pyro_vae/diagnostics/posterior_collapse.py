@@ -39,7 +39,7 @@ _PRIOR_DRAWS = 1000  # used if the prior is not normal; variances have a standar
 def active_units(
     means: Float[Tensor, "data latents"], prior_variance: Float[Tensor, " latents"] | float = 1.0
 ) -> tuple[int, Tensor]:
-    r"""Counts latents whose posterior mean varies by more than 1% of the prior variance.
+    r"""Counts latents whose posterior mean has a variance above 1% of the prior variance.
 
     .. math:: A_i = \frac{\mathrm{Var}_n \, \mathbb{E}_{q(z \mid y_n)}[z_i]}
         {\mathrm{Var}_{p(z)}[z_i]} > 0.01
@@ -50,7 +50,7 @@ def active_units(
             for a prior N(0, I).
 
     Returns:
-        The number of active latents, and the ratios, `(latents,)`, without unit.
+        The number of active latents, and the variance ratios :math:`A_i`, `(latents,)`.
 
     Raises:
         ValueError: If there are fewer than two data.

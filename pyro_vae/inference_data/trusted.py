@@ -207,12 +207,13 @@ class PosteriorDraws(PerDatum):
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
         r"""Returns the draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
 
-        If the draws of all data come from tempered populations or particle filters, `posterior`
-        has the final particles of every island, with the islands on the axis `chain`. Particles
-        have equal weights within an island. Averages over islands must use the weights
-        `exp(log_weight)` of the group `sample_stats`, which are the islands' estimates of p(y).
-        Otherwise `posterior` has the draws of `sites`, and `chain` has length 1, since draws from a
-        proposal are independent. The attribute `chains` states which of the two applies.
+        If the draws of all data come from islands (of tempered populations or particle filters),
+        and the number and size of the islands are the same for all data, `posterior` has the final
+        particles of every island, with the islands on the axis `chain`. Particles have equal
+        weights within an island. Averages over islands must use the weights `exp(log_weight)` of
+        the group `sample_stats`, which are the islands' estimates of p(y). Otherwise `posterior`
+        has the draws of `sites`, and `chain` has length 1. The attribute `chains` says in words
+        what the axis `chain` is, or why its length is 1.
 
         `diagnostics` has `ess` and `rung` on the axis `datum`, and `r_hat` on the axes `datum` and
         `unconstrained`. `rung` is the position in `pyro_vae.evidence.RUNGS` of the estimator that

@@ -138,8 +138,8 @@ def conditional(
         data: The batch tensor, or a tuple of them.
         columns: Columns A, by position in the flattened datum or by name. They must be observed in
             every row.
-        on: Columns B; by default all columns outside A. Missing entries in B are not conditioned
-            on.
+        on: Columns B; by default all columns outside A. The result is not conditional on entries of
+            B that are missing.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
         given: Values of the global latent sites, by name.

@@ -239,7 +239,7 @@ def impute(
     :math:`s_k`, and y is drawn anew.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
+        model: A Pyro program `model(*batch)` with one plate over data, whose likelihood accepts
             missing entries.
         guide: A guide that handles missing entries, such as an encoder in
             `pv.nets.MissingIndicator`. `None` fits a Gaussian to the posterior of every row

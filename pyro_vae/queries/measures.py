@@ -126,9 +126,9 @@ class MutualInformation:
 
     The value is the mean over independent replicates, each with separate draws of data and latents.
     The error is the standard error of this mean. The diagonal is nan. The value of a pair of
-    features is nan, too, if every prior draw of z gives zero density to the pair's values in some
-    datum. If the noise of a feature is narrow compared with its spread, `num_latents` must be
-    large; too small a number shows in a large error.
+    features is nan, too, if for some datum every prior draw of z gives zero density to the values
+    of the pair. If the noise of a feature is narrow compared with its spread, `num_latents` must be
+    large; if it is too small, the error is large.
 
     Arguments:
         num_samples: Draws of data per replicate.
@@ -338,7 +338,7 @@ def dependence(
             draws dominate the variance of a feature (the errors of its correlations are nan).
 
     Raises:
-        ValueError: If names do not fit, or the program cannot be simulated.
+        ValueError: If the number of names is wrong, or the program cannot be simulated.
 
     Example:
         >>> from pyro_vae import likelihoods, models
