@@ -81,7 +81,7 @@ class PairedDifference(PerDatum):
         value: First estimate minus second, `(batch,)`, in nats.
         error: Monte Carlo error of the difference, `(batch,)`, in nats.
         doubts: Reasons not to trust the difference, each with a mask of the data that the reason
-            applies to. A doubt about one of the two estimates is enough.
+            applies to. They include every doubt about either of the two estimates.
     """
 
     value: Float[Tensor, " batch"]
@@ -188,8 +188,8 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):
         raise ValueError(
-            f"`names` must have one name per datum, {count_of(len(value), 'name')}; got "
-            f"{len(names)}: pass one name for each datum"
+            f"`names` must have one name per datum, {count_of(len(value), 'name')} in "
+            f"all; got {len(names)}: pass one name for each datum"
         )
     labels = np.arange(len(value)) if names is None else np.array(names)
     mean = stats.population_mean(value)
@@ -254,7 +254,7 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
             in the same order.
 
     Returns:
-        Means, and paired differences to the best model, with the errors due to draws and to the
+        Means, and paired differences from the best model, with the errors due to draws and to the
         sample of data. The best model is first.
 
     Raises:

@@ -90,7 +90,7 @@ class FamilyGap(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Masks of the data whose log p(y) or gap are in doubt, by reason."""
+        """Reasons to doubt log p(y) or the gap, each with a mask of the data concerned."""
         return {
             **self.other_doubts,
             Doubt.FIT_STOPPED: ~self.converged,
@@ -98,7 +98,7 @@ class FamilyGap(PerDatum):
         }
 
     def summary(self) -> str:
-        """Returns a line with the gap, and the difference to the gap of the guide's family."""
+        """Returns a line with the gap, and its difference from the gap of the guide's family."""
         gain = Mean.over(self.gain, self.reliable)
         return (
             f"approximation gap {self.mean:.3f} nats per datum, {gain:.3f} less than the gap of "
@@ -124,8 +124,8 @@ class InferenceGap(PerDatum):
             last search for a better optimum found none.
         families: Approximation gaps of other families, by name.
         num_samples: Number of draws per datum for each ELBO.
-        given: The global sites on which the results are conditional, in words, as in
-            :class:`pyro_vae.evidence.LogMarginal`.
+        given: A text that says on which values of the global sites the results are conditional, as
+            in :class:`pyro_vae.evidence.LogMarginal`.
         elbo_doubts: Reasons not to trust the ELBOs of some data, each with a mask.
     """
 
@@ -195,7 +195,7 @@ class InferenceGap(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Masks of the data whose log p(y) or gaps are in doubt, by reason."""
+        """Reasons to doubt log p(y) or the gaps, each with a mask of the data concerned."""
         return {
             **either(self.log_marginal.doubts, self.elbo_doubts),
             Doubt.FIT_STOPPED: ~self.fit_converged,
@@ -223,7 +223,10 @@ class InferenceGap(PerDatum):
 
     @property
     def concentration(self) -> float:
-        """Share of the total amortization gap due to the 8% of the data with the largest gaps."""
+        """Share of the total amortization gap that is due to the worst 8% of the data.
+
+        These are the data with the largest amortization gaps.
+        """
         return stats.concentration(self.amortization.value, WORST_SHARE)
 
     @property
@@ -320,7 +323,7 @@ def inference_gap(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of batch tensors.
         estimator: The estimator of log p(y); by default :class:`pyro_vae.Tightest` with
             `num_samples` draws.
         families: Other families, by name, whose approximation gaps are also computed.
@@ -398,8 +401,8 @@ class _Average(NamedTuple):
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
     """Yields the average for the guide, for q*, and for the best q of each further family.
 
-    The gain of q* is over the guide, and the gain of a further family is over q*. The guide's gain
-    is 0.
+    The reference is the guide for the gain of q*, and q* for the gain of a further family. The
+    guide's own gain is 0.
     """
     guide, best, *rest = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in rest)]

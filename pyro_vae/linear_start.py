@@ -64,7 +64,9 @@ class Factors(NamedTuple):
 
 @torch.enable_grad()
 def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
-    """Sets the decoder and the noise from factor analysis of the data; hidden layers contribute 0.
+    """Sets the decoder and the noise from factor analysis of the data.
+
+    The hidden layers of the decoder then contribute nothing to its output.
 
     Arguments:
         model: A VAE whose decoder is an `MLPDecoder` with `skip=True`.
@@ -102,9 +104,9 @@ def start_noise(likelihood: Likelihood, columns: Columns, y: Float[Tensor, "rows
 
 
 def _sampled(y: Float[Tensor, "rows columns"], most: int) -> Float[Tensor, "sample columns"]:
-    """Returns evenly spaced rows, and further rows for columns that are seldom observed in these.
+    """Returns evenly spaced rows, and further rows in which rarely observed columns are observed.
 
-    Without the further rows, nothing would be known about such columns.
+    Without these further rows, a column might be missing in every row of the sample.
     """
     taken = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     taken[:: 1 + (len(y) - 1) // most] = True

@@ -277,7 +277,7 @@ def test_an_auxiliary_site() -> None:
     z, log_q = posterior.draw(7)
     assert_exact(log_q, normal(z[..., 0], y, 0.5))
     with pytest.raises(
-        ValueError, match=r"auxiliary site 'noise', so its density at a given point is unknown"
+        ValueError, match=r"auxiliary site 'noise', so the guide's density at a given"
     ):
         posterior.log_prob(z)
 

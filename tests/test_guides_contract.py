@@ -353,11 +353,11 @@ def observes(y: Tensor) -> None:
         (point, r"samples site 'z' from a point mass \(Delta\), which has no density"),
         (
             sampling(lambda y: dist.Normal(y[:, None] / 2, SD).to_event(1)),
-            r"site 'z' must .* got shape \(4, 1\) for the batch, and in the model \(\) per datum",
+            r"site 'z' must .* got shape \(4, 1\) for the batch in the guide, and shape \(\) per",
         ),
         (
             sampling(lambda y: dist.MultivariateNormal(torch.zeros(len(y), 3), torch.eye(3))),
-            r"site 'z' must .* got shape \(4, 3\) for the batch, and in the model \(\) per datum",
+            r"site 'z' must .* got shape \(4, 3\) for the batch in the guide, and shape \(\) per",
         ),
         (sampling(lambda y: dist.Poisson(y.exp())), "site 'z' is continuous .* discrete"),
         (sampling(grid), "site 'z' is continuous .* discrete"),

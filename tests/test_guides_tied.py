@@ -308,7 +308,9 @@ def test_automatic_guides_on_their_rows(kind: Any) -> None:
     torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
     posterior = posterior_of(guide, Program(model, Y), (Y,))
     torch.testing.assert_close(posterior.rows(slice(3, 6)).mean().squeeze(-1), Y[3:] / 2)
-    with pytest.raises(ValueError, match=r"is tied to 6 training rows, but got 3 rows: .*fit_rows"):
+    with pytest.raises(
+        ValueError, match=r"tied to 6 training rows, but the batch has 3 rows: .*fit_rows"
+    ):
         pv.elbo(model, guide, Y[3:])
 
 

@@ -179,7 +179,9 @@ def test_a_gradient_that_is_not_finite() -> None:
     assert isinstance(guide.map, pv.LocalParameters)
     before, gradient = table(guide), torch.ones(2, 4)
     gradient[1, 2] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"row 7 of LocalParameters .* \(1 of 2 rows"):
+    with pytest.raises(
+        FloatingPointError, match=r"row 7 of LocalParameters .* \(affected: 1 of 2 rows"
+    ):
         guide.map.update(torch.tensor([4, 7]), gradient)
     assert torch.equal(table(guide), before)
     assert visits(guide) == [0] * NUM_DATA

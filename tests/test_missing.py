@@ -221,7 +221,7 @@ def test_an_encoder_that_is_not_told() -> None:
     """It answers nan, and the error says how to tell it."""
     factors, y = made()
     guide = pv.Guide(factors, pv.Encoder(pv.nets.MLPEncoder(5)))
-    with pytest.raises(ValueError, match="where the net takes twice as many inputs"):
+    with pytest.raises(ValueError, match="with a net that takes twice as many inputs"):
         guide.mean(y)
 
 

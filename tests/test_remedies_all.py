@@ -39,7 +39,7 @@ ELSEWHERE = {
     "batch and data set may differ in their order": "test_guides_tied: data in their order",
     "every row of the data set needs an entry": "test_own_loops, test_guides_tied: named",
     "self._refusal": "test_own_loops: three remedies",
-    "sample the same sites whatever the rows": "test_programs_refused: the longest series",
+    "sample the same sites for all data": "test_programs_refused: the longest series",
     "sample all sites for every datum and every draw": "test_programs_refused: the longest series",
     "call this net once": "test_programs_refused: a lazy net",
     "make a new tensor, as in": "test_programs_refused: data changed in place",

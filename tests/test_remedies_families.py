@@ -168,7 +168,7 @@ FAMILIES = {
         lambda: of(Flow(pv.AffineCoupling(hidden=(1,))), spare),
     ),
     "bins": Remedy(
-        "from 2 to 500, and `bound` must be positive",
+        "between 2 and 500, and `bound` must be positive",
         lambda: pv.ElementwiseSpline(bins=1),
         lambda: of(Flow(pv.ElementwiseSpline(bins=2))),
     ),
@@ -405,7 +405,7 @@ MAPS = {
         lambda: fitted(program=mended),
     ),
     "other rows of AutoNormal": Remedy(
-        r"tied to 4 .* got 2 rows: .*pv.Guide\(model, pv.LocalParameters\(num_data\)\)",
+        r"tied to 4 .* the batch has 2 rows: .*pv.Guide\(model, pv.LocalParameters\(num_data\)\)",
         lambda: tied_automatic(Y[:2]),
         fitted,
     ),

@@ -274,7 +274,7 @@ REMEDIES = {
         lambda: evidence(model, exact, pv.Tightest()),
     ),
     "no maximum": Remedy(
-        r"has no maximum .* check pyro.factor terms",
+        r"has no maximum .* check the pyro.factor terms",
         lambda: pv.Guide(curved(1.2), pv.ExactPosterior(), example=Y).mean(Y),
         lambda: evidence(curved(0.0), pv.Guide(curved(0.0), pv.ExactPosterior(), example=Y)),
     ),
@@ -324,7 +324,7 @@ REMEDIES = {
     ),
     # Sites of a guide.
     "functions of some": Remedy(
-        "sample all these sites from distributions of their own",
+        "draw none of these sites from dist.Delta",
         lambda: evidence(positive, bowed),
         lambda: evidence(positive, of_positive(dist.HalfNormal(torch.tensor(1.0)))),
     ),
@@ -344,7 +344,7 @@ REMEDIES = {
         lambda: evidence(positive, of_positive(dist.LogNormal(torch.tensor(-0.5), 1.0))),
     ),
     "a value of another shape": Remedy(
-        r"use the same `dim` of pyro.plate, and the same \.to_event",
+        r"use the same `dim` of pyro.plate and the same \.to_event",
         lambda: evidence(model, at_y(lambda loc: dist.Normal(loc[:, None], SD).to_event(1))),
         lambda: evidence(model, at_y(lambda loc: dist.Normal(loc, SD))),
     ),
@@ -359,7 +359,7 @@ REMEDIES = {
         lambda: evidence(projected, global_guide(projected), pv.ImportanceSampling(20_000)),
     ),
     "no density at a point": Remedy(
-        "sample each site of the model from a distribution of its own",
+        "sample each site of the model without an auxiliary site",
         lambda: pv.compare(
             model, {"aux": auxiliary}, Y, Y, train_model=False, num_epochs=1, progress=False
         ),
@@ -398,12 +398,12 @@ REMEDIES = {
     ),
     # Maps.
     "features that are not": Remedy(
-        "remove this attribute",
+        "remove the attribute num_features",
         lambda: encoder_with(num_features=7),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),
     "holes": Remedy(
-        r"use pv.nets.MissingIndicator\(net\), where the net takes twice as many inputs",
+        r"use pv.nets.MissingIndicator\(net\) with a net that takes twice as many inputs",
         lambda: of_holes(nn.Linear(2, 2)).mean(HOLES),
         lambda: like_filled(nn.Linear(4, 2)),
     ),

@@ -148,17 +148,17 @@ REMEDIES = {
         lambda: evidence(model, exact),
     ),
     "a messenger before training": Remedy(
-        "AutoNormalMessenger has no parameters before it is called",
+        "AutoNormalMessenger has no parameters before its first call",
         lambda: evidence(model, AutoNormalMessenger(model)),
         lambda: tightest_after(model, AutoNormalMessenger(model)),
     ),
     "copies of the rows of a guide that takes all": Remedy(
-        r"3 copies of each row, but the guide only takes its 4 rows.*loc\[i\].*Trace_ELBO\(\)",
+        r"3 copies of each row, but the guide works only for exactly 4 rows.*loc\[i\].*Trace_ELBO",
         lambda: fit(model, in_order, objective=pv.IWAE(3)),
         lambda: fitted(model, in_order, objective=Trace_ELBO()),
     ),
     "copies of the rows of a guide with an index": Remedy(
-        r"as in `with pyro\.plate\('data', len\(y\)\) as i:` and `loc\[i\]`",
+        r"\(`with pyro\.plate\('data', len\(y\)\) as i:`, then `loc\[i\]`\)",
         lambda: fit(model, in_order, objective=pv.IWAE(3)),
         lambda: fitted(model, by_index, objective=pv.IWAE(3)),
     ),

@@ -82,11 +82,12 @@ class Quadratic(NamedTuple):
 
 
 def quadratic_of(program: Program, batch: Batch) -> Quadratic:
-    r"""Finds a program's log joint as a quadratic function of the latents, and checks it.
+    r"""Expresses a program's log joint as a quadratic function of the latents.
 
-    If the model has a method `exact_posterior(*batch)`, the posterior that it returns is checked
-    and used. This posterior must be a `MultivariateNormal` over the flat latents, with batch shape
-    `(batch,)`. The program runs in evaluation mode; the result carries no gradient.
+    Whether the log joint is quadratic is checked at two points. If the model has a method
+    `exact_posterior(*batch)`, the posterior that it returns is checked and used. This posterior
+    must be a `MultivariateNormal` over the flat latents, with batch shape `(batch,)`. The program
+    runs in evaluation mode; the result carries no gradient.
 
     Arguments:
         program: The model's `Program`, which gives its log density per datum.
@@ -135,7 +136,10 @@ def _quadratics(program: Program, batch: Batch, rows: Tensor | None = None) -> I
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision from the model's `exact_posterior`; `None` if the model lacks it."""
+    """Returns mean and precision of the posterior that the model's `exact_posterior` computes.
+
+    Returns `None` if the model has no such method.
+    """
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
@@ -157,7 +161,10 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
 
 
 def _solved(program: Program, batch: Batch, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes the posterior's mean and precision from gradients at zero and at unit vectors."""
+    """Computes the posterior's mean and precision from the log joint's gradients at L + 1 points.
+
+    The points are zero and the L unit vectors, for L latents.
+    """
     rows, latents = len(batch[0]), program.latent_dim
     identity = torch.eye(latents, dtype=program.dtype, device=batch[0].device)
     points = torch.cat([torch.zeros_like(identity[:1]), identity])  # (L + 1, L)
@@ -176,7 +183,7 @@ def _verified(
 ) -> Quadratic:
     """Checks at two points near the posterior mean `loc` that the log joint is quadratic there.
 
-    Returns the quadratic function, with a mean that is refined by the gradients at these points.
+    Returns the quadratic function, whose mean is refined by the gradients at these points.
     """
     factor = _factor(precision, positions)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
@@ -217,7 +224,7 @@ def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiplies each datum's matrix, `(batch, L, L)`, by its vectors, `(*points, batch, L)`."""
+    """Multiplies each datum's vectors, `(*points, batch, L)`, by its matrix, `(batch, L, L)`."""
     return (matrix @ vector[..., None])[..., 0]
 
 
@@ -248,7 +255,10 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, positions: Ten
 
 
 def _factor(precision: Tensor, positions: Tensor) -> Tensor:
-    """Cholesky factor of every precision matrix; refuses one that is not positive definite."""
+    """Returns the Cholesky factor of every precision matrix.
+
+    Raises an error if one of the matrices is not positive definite.
+    """
     factor, info = torch.linalg.cholesky_ex(precision)
     bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
     if bool(bad.any()):
@@ -258,7 +268,7 @@ def _factor(precision: Tensor, positions: Tensor) -> Tensor:
             f"The log joint of row {int(positions[row])} has no maximum in the latents "
             f"(affected: {int(bad.sum())} of {count_of(len(bad), 'row')}): the eigenvalues "
             "of its negative Hessian must all exceed rounding errors; got "
-            f"{shown}. Give these latents a proper prior and check pyro.factor terms, or use "
+            f"{shown}. Give every latent a proper prior and check the pyro.factor terms, or use "
             "pv.Encoder(net)"
         )
     return factor
@@ -277,7 +287,7 @@ class _ClosedForm(InferenceMap):
         self._attached: tuple[Program, ClosestNormal] = (program, self._supported(family))
 
     def _supported(self, family: Family) -> ClosestNormal:
-        """Returns the family; refuses one that this map does not support."""
+        """Returns the family; raises an error if this map does not support it."""
         return require_closest_normal(self, family)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
@@ -288,7 +298,7 @@ class _ClosedForm(InferenceMap):
         return self.infer(self._attached[0], batch, rows)
 
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
-        """Detached parameters of the family's member closest to N(loc, precision^-1)."""
+        """Detached parameters of the family member that is closest to N(loc, precision^-1)."""
         return self._attached[1].closest_normal(loc, precision).detach()
 
 
@@ -335,7 +345,7 @@ class ExactPosterior(_ClosedForm):
     """
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Parameters of the family's member closest to each datum's posterior."""
+        """For every datum, parameters of the family member that is closest to its posterior."""
         return torch.cat(
             [self._closest(q.loc, q.precision) for q in _quadratics(program, batch, rows)]
         )
@@ -455,7 +465,10 @@ class CoordinateAscent(_ClosedForm):
         return torch.cat([self._ascended(q) for q in _quadratics(program, batch, rows)])
 
     def _ascended(self, exact: Quadratic) -> Tensor:
-        """Parameters of each datum's q by coordinate ascent; warns if some data do not converge."""
+        """Computes the parameters of each datum's q by coordinate ascent.
+
+        Warns if the ascent does not converge for some data.
+        """
         answer = coordinate_ascent(
             exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance
         )

@@ -90,8 +90,8 @@ def _check_site(program: Program, site: TracedSite) -> None:
     if site.name not in latent and not site.is_auxiliary:
         raise ValueError(
             f"the guide samples site '{site.name}', but the latent sites of the model are "
-            f"{sorted(latent)}: rename this site, or pass infer={{'is_auxiliary': True}} to its "
-            "pyro.sample"
+            f"{sorted(latent)}: remove this site, or give it the name of a latent site of the "
+            "model, or pass infer={'is_auxiliary': True} to its pyro.sample"
         )
     for layout in program.latent_sites:
         if layout.name == site.name:
@@ -105,8 +105,9 @@ def _check_values(layout: LatentSite, site: TracedSite) -> None:
     if shape[: layout.axis] + shape[layout.axis + 1 :] != expected:
         raise ValueError(
             f"latent site '{site.name}' must have the same plates and event dimensions in the "
-            f"guide as in the model; got shape {shape} for the batch, and in the model "
-            f"{expected} per datum: use the same `dim` of pyro.plate, and the same .to_event"
+            f"guide as in the model; got shape {shape} for the batch in the guide, and shape "
+            f"{expected} per datum in the model: use the same `dim` of pyro.plate and the same "
+            ".to_event in both"
         )
     if site.is_discrete or site.distribution.has_enumerate_support:
         raise ValueError(
@@ -117,7 +118,7 @@ def _check_values(layout: LatentSite, site: TracedSite) -> None:
 
 
 def is_determined(program: Program, site: TracedSite) -> bool:
-    """Whether a site is a `Delta` in both model and guide; other latents then fix its value."""
+    """Whether a site is a `Delta` in both model and guide; its value then follows from others."""
     return site.name in program.structure.determined and is_delta(site.distribution)
 
 
@@ -153,18 +154,18 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
         others = [site.name for site in model if site not in deltas]
         raise ValueError(
             f"the guide computes the {listed('site', (site.name for site in deltas))} from "
-            f"auxiliary sites (Delta), and draws the {listed('site', others)} from distributions "
-            "of their own, so log q is ambiguous: sample all these sites from distributions of "
-            "their own, or compute all of them from auxiliary sites"
+            "auxiliary sites (by dist.Delta), but draws the "
+            f"{listed('site', others)} from other distributions, so log q is ambiguous: draw none "
+            "of these sites from dist.Delta, or compute all of them from auxiliary sites"
         )
     return list(sites)
 
 
 def shared_densities(program: Program, run: Run) -> list[TracedSite]:
-    """Selects the sites outside the plate over data that enter log q.
+    """Selects, from the sites outside the plate over data, those that enter log q.
 
-    An auxiliary site enters if a site of the guide is a `Delta`, which is a function of auxiliary
-    sites. Otherwise an auxiliary site only adds noise (see :func:`without_auxiliary`).
+    Auxiliary sites enter if any site of the guide is a `Delta`, that is, a function of auxiliary
+    sites. Otherwise they only add noise (see :func:`without_auxiliary`), and do not enter.
     """
     sites = density_sites(run)
     has_deltas = any(is_delta(site.distribution) for site in sites)
@@ -257,13 +258,13 @@ def mask_completed(program: Program, run: Run, batch: Batch, log_q: Tensor) -> T
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Returns the log density per datum that the masks of these sites leave out in a run."""
+    """Returns the part of a run's log density that the masks of these sites remove, per datum."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 
 
 def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[Tensor, " rows"]:
-    """Whether guide and model mask the same entries of a site, one answer per row."""
+    """Whether guide and model mask the same entries of a site, answered for every row."""
     masks = one.entry_mask, other.entry_mask
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)

@@ -87,9 +87,9 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            "this objective draws for each row separately, and differentiates through the draws, "
-            f"but {type(guide).__name__} does not support this: train the guide with Trace_ELBO(), "
-            "or use pv.Guide(model, pv.LocalParameters(num_data))"
+            "this objective draws the latents of each row separately, and differentiates through "
+            f"the draws, but {type(guide).__name__} does not support this: train the guide with "
+            "Trace_ELBO(), or use pv.Guide(model, pv.LocalParameters(num_data))"
         )
     return _from_program(guide, program, batch, num_particles)
 
@@ -112,7 +112,7 @@ def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int
 
 
 def _run_of(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Run:
-    """Runs a guide on copies of the rows; refuses a guide that only runs on the rows themselves."""
+    """Runs a guide on several copies of the rows; refuses a guide that accepts only one."""
     try:
         return program.run_guide(guide, repeat_rows(batch, num_particles))
     except Exception as error:
@@ -121,10 +121,10 @@ def _run_of(guide: ProgramLike, program: Program, batch: Batch, num_particles: i
         size = len(batch[0])
         raise TypeError(
             f"this objective calls the guide with {count_of(num_particles, 'copy')} of each row, "
-            f"but the guide only takes its {count_of(size, 'row')} ({type(error).__name__}): "
-            "select the parameters of the rows by the plate, as in `with pyro.plate('data', "
-            "len(y)) as i:` and `loc[i]`, train the guide with Trace_ELBO(), or use "
-            f"pv.Guide(model, pv.LocalParameters({size}))"
+            f"but the guide works only for exactly {count_of(size, 'row')} "
+            f"({type(error).__name__}): either index the parameters per row with the plate's "
+            "indices (`with pyro.plate('data', len(y)) as i:`, then `loc[i]`), or train the guide "
+            f"with Trace_ELBO(), or use pv.Guide(model, pv.LocalParameters({size}))"
         ) from error
 
 

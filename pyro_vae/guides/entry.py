@@ -93,7 +93,7 @@ def is_tied_to_rows(guide: ProgramLike) -> bool:
 
 
 def updated_by_maps(guide: ProgramLike, leaves: Iterable[Tensor]) -> set[Tensor]:
-    """Selects the leaf tensors that the guide's maps update themselves, without an optimizer."""
+    """Selects the leaf tensors that are updated by the guide's maps and not by an optimizer."""
     maps = maps_of(guide)
     return {leaf for leaf in leaves if any(map.owns(leaf) for map in maps)}
 
@@ -141,7 +141,7 @@ def has_only_rows(guide: ProgramLike) -> bool:
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
     """Copies a `Guide`; the copy refines the map's output by a few optimization steps.
 
-    `None` for a guide that is not a `Guide`, is tied to rows, or has no parameters.
+    Returns `None` if the guide is not a `Guide`, is tied to rows, or has no parameters.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -149,7 +149,7 @@ def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
 
 
 def row_fit_of(guide: ProgramLike) -> RowFit | None:
-    """Result of `fit_rows` for a guide; `None` if its rows were not fitted by `fit_rows`."""
+    """Result of fitting a guide's rows by `fit_rows` or `extended`; `None` if neither was used."""
     return guide.row_fit if isinstance(guide, Guide) else None
 
 
@@ -189,10 +189,11 @@ def shared_only(guide: ProgramLike) -> ProgramLike:
 def for_any_rows(
     guide: ProgramLike | None, given: Mapping[str, Tensor] | None
 ) -> tuple[ProgramLike | None, Mapping[str, Tensor] | None]:
-    """Returns two things: a guide that takes any rows, and the values of the global sites.
+    """Returns a guide that accepts any rows, and values of the global sites.
 
-    A `Guide` that is tied to rows is replaced by `None`; the values are then `given` or, by
-    default, the means under this guide. Any other guide is returned unchanged, and so is `given`.
+    In place of a `Guide` that is tied to rows, `None` is returned. The values are then `given` or,
+    by default, the means under this guide. With any other guide, both arguments are returned
+    unchanged.
     """
     if not isinstance(guide, Guide) or not is_tied_to_rows(guide):
         return guide, given
@@ -269,7 +270,7 @@ def given_globals(
 def _mean_globals(
     program: Program, guide: ProgramLike, batch: Batch
 ) -> tuple[dict[str, Tensor], str]:
-    """Values of the global sites at their posterior mean, and text that describes these values."""
+    """Returns the posterior means of the global sites, and a text that describes these values."""
     if isinstance(guide, WithGlobals):
         return guide.global_values(), _MEAN
     if isinstance(guide, AutoGuide):
@@ -283,9 +284,10 @@ def _mean_globals(
 
 
 def _known_means(program: Program, guide: ProgramLike, rows: Batch) -> dict[str, Tensor] | None:
-    """Means of q for the global sites, if q has known means.
+    """Returns the means of the global sites under q, if they are known.
 
-    `None` if a mean is unknown, if a site is not real-valued, or if q makes the sites dependent.
+    Returns `None` if a mean is unknown, if a site is not real-valued, or if the sites are dependent
+    under q.
     """
     if not all(site.is_real for site in program.global_sites):
         return None
@@ -321,8 +323,8 @@ def _mean_of_draws(program: Program, guide: ProgramLike, rows: Batch) -> Tensor:
 def _independent(program: Program, guide: ProgramLike, rows: Batch) -> dict[str, TracedSite] | None:
     """Runs a guide, and returns its global sites if they are independent under q.
 
-    Returns `None` if q of a site differs between two runs, and so depends on other sites, or if q
-    is a `Delta`.
+    Returns `None` if the distribution of a site differs between two runs, which shows that it
+    depends on other sites, or if it is a `Delta`.
     """
     one, other = (program.run_guide(guide, rows) for _ in range(2))
     names = [site.name for site in program.global_sites]
@@ -339,10 +341,10 @@ def _independent(program: Program, guide: ProgramLike, rows: Batch) -> dict[str,
 
 
 def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Batch:
-    """Returns the rows on which to run a guide for its q of the global sites.
+    """Returns the rows on which a guide is run to find its q of the global sites.
 
-    These are a few rows if q is the same on a larger part of the batch. Otherwise q depends on the
-    data, and the whole batch is returned.
+    A few rows are enough if q is the same when the guide is run on many more rows. Otherwise q
+    depends on the data, and the whole batch is returned.
     """
     few, _ = _trial_run(program, guide, batch)
     if len(few[0]) == len(batch[0]):
@@ -451,7 +453,7 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
 
 
 def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
-    """Returns the model for a Pyro objective, with discrete sites marked to be summed out.
+    """Returns the model as a Pyro objective needs it, with discrete sites marked to be summed out.
 
     Masked latents of the model get their full densities, unless the guide masks them, too.
     """
@@ -486,7 +488,7 @@ def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batc
 def require_sites(program: Program, guide: ProgramLike, batch: Batch) -> None:
     """Refuses a guide that lacks a latent site of the model, or has one that the model lacks.
 
-    Pyro only warns of such sites, and trains by an ELBO that may be above log p(y).
+    Pyro only warns about such sites, and trains with an "ELBO" that may be above log p(y).
 
     Raises:
         ValueError: If the guide is refused; the message names the site.

@@ -109,7 +109,7 @@ class ProductOfExperts(Encoder):
         return loc, precision
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Adds the network's output to the family's parameters for the product of experts."""
+        """Parameters of q: those of the product of experts, plus the network's output."""
         correction = super().forward(batch, rows)
         closest: Tensor = self._family[0].closest_normal(*self.natural(batch[0]))
         return closest + correction

@@ -42,7 +42,7 @@ class Family(Protocol):
         """Number of parameters per datum, for a flat vector of `latent_dim` latents."""
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""
+        """Parameters `(parameters,)` for which q is N(loc, scale^2 I), or close to it."""
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """Returns a reparameterized distribution for the parameters; event shape `(latents,)`."""
@@ -69,7 +69,7 @@ class ClosestNormal(Family, Protocol):
 
 
 def require_closest_normal(map: object, family: object) -> ClosestNormal:
-    """Returns the family; refuses one without the method `closest_normal`, which the map needs.
+    """Returns the family if it has the method `closest_normal`, which the map needs.
 
     Raises:
         TypeError: If the family lacks this method.
@@ -138,7 +138,7 @@ class DiagonalNormal:
         return 2 * latent_dim
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """Parameters at which the family is exactly N(loc, scale^2 I)."""
+        """Parameters for which q is exactly N(loc, scale^2 I)."""
         return torch.cat([loc, torch.full_like(loc, scale).log()])
 
     def closest_normal(
@@ -227,7 +227,7 @@ class FullRankNormal:
         return latent_dim + latent_dim * (latent_dim + 1) // 2
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """Parameters at which the family is exactly N(loc, scale^2 I)."""
+        """Parameters for which q is exactly N(loc, scale^2 I)."""
         log_scales = torch.full_like(loc, scale).log()
         return torch.cat([loc, _packed(log_scales.diag())])
 
@@ -267,7 +267,7 @@ class FullRankNormal:
 @registered()
 @dataclass(frozen=True)
 class LowRankNormal:
-    r"""Gaussian with a low-rank correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.
+    r"""Gaussian with a diagonal plus low-rank covariance, :math:`\mathcal{N}(\mu, D + W W^\top)`.
 
     Here :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
     columns. The term with :math:`c = 10^{-3}` keeps the covariance regular: without it a fit can

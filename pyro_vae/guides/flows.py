@@ -76,7 +76,7 @@ class _SplineLayers(_Layers):
         # Pyro gives every bin at least a thousandth of the width, so there is room for 1,000 bins.
         if not 2 <= self.bins <= 500 or not self.bound > 0:
             raise ValueError(
-                f"`bins` of {type(self).__name__} must be from 2 to 500, and `bound` must be "
+                f"`bins` of {type(self).__name__} must be between 2 and 500, and `bound` must be "
                 f"positive; got bins={self.bins} and bound={self.bound}"
             )
 
@@ -272,7 +272,7 @@ class NormalizingFlow(TrainableFamily):
         return 2 * latent_dim + self.context
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """Parameters at which the flow is close to N(loc, scale^2 I), with a context of ones.
+        """Parameters for which the flow is close to N(loc, scale^2 I), with a context of ones.
 
         With new networks the log density of a draw deviates by about 0.01 nats from that of the
         normal. With a context of zeros the weights that multiply the context would get no gradient.
@@ -411,7 +411,8 @@ def _set_slopes_to_one(last: nn.Module, bins: int) -> None:
 def _spline_sizes(bins: int) -> list[int]:
     """How many parameters of each kind a spline has.
 
-    The kinds are widths, heights, slopes at inner knots, and division points, in this order.
+    The kinds are, in this order: widths and heights of the bins, slopes at the inner knots, and
+    positions of the points that divide each bin in two.
     """
     return [bins, bins, bins - 1, bins]
 

@@ -150,7 +150,7 @@ class Guide(NamedModule):
             )
 
     def prior_parameters(self) -> Float[Tensor, " parameters"]:
-        """Parameters at which the family is close to N(0, I), with the model's dtype and device."""
+        """Parameters for which q is close to N(0, I), with the model's dtype and device."""
         program = self.program
         return self.family.initial(
             torch.zeros(self.latent_dim, dtype=program.dtype, device=program.device)
@@ -452,9 +452,10 @@ class Guide(NamedModule):
         return guide
 
     def _start(self, batch: Batch, given: Mapping[str, Tensor] | None) -> Tensor:
-        """Parameters at which `fit_rows` starts: the map's output if the map takes any rows.
+        """Parameters at which `fit_rows` starts.
 
-        If the map is tied to rows, the fit starts at parameters for which q is close to the prior.
+        These are the map's output, unless the map is tied to its training rows; in that case they
+        are parameters for which q is close to the prior.
         """
         if not self.map.per_row:
             return self._evaluated(batch, given).parameters

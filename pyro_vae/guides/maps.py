@@ -53,8 +53,8 @@ class InferenceMap(nn.Module):
 
         Arguments:
             num_parameters: Parameters per datum that the family needs.
-            initial: Parameters `(parameters,)` at which the family is close to the prior, with the
-                dtype and device of the model.
+            initial: Parameters `(parameters,)` for which q is close to the prior, with the model's
+                dtype and device.
         """
         raise NotImplementedError
 
@@ -62,7 +62,7 @@ class InferenceMap(nn.Module):
         """Receives the model's `Program` and the family; called before :meth:`setup`.
 
         By default this method does nothing. A map that needs the model or the family should store
-        them in a tuple. A module that is set as an attribute would become part of the map.
+        them in a tuple, because a module that is set as an attribute becomes a part of the map.
         """
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
@@ -83,7 +83,7 @@ class InferenceMap(nn.Module):
         """Receives each new learning rate, divided by the initial rate; by default does nothing."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether the map updates this leaf of the loss's graph itself; optimizers then skip it."""
+        """Whether the map itself updates a leaf of the loss's graph; if so, optimizers skip it."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -100,7 +100,7 @@ class InferenceMap(nn.Module):
     ) -> Float[Tensor, "batch parameters"]:
         """Computes the parameters of q for a batch, given values of the global latent sites.
 
-        If a map does not use the model, its result does not depend on these values.
+        The result depends on these values only if the map uses the model.
 
         Arguments:
             program: The model, with its global sites at these values.
@@ -197,7 +197,7 @@ class Encoder(InferenceMap):
             raise ValueError(
                 f"the encoder's net has num_features = {self.head.in_features}, but returns shape "
                 f"{tuple(features.shape)}: let the net return shape (batch, num_features), or "
-                f"remove this attribute and return shape (batch, {self.num_parameters})"
+                f"remove the attribute num_features and return shape (batch, {self.num_parameters})"
             )
         parameters = self._last_layer(features)
         expected = (len(batch[0]), self.num_parameters)
@@ -211,8 +211,8 @@ class Encoder(InferenceMap):
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
                 "the encoder's net returns nan for data with missing entries (nan): use "
-                "pv.nets.MissingIndicator(net), where the net takes twice as many inputs, or "
-                "impute missing entries inside the net"
+                "pv.nets.MissingIndicator(net) with a net that takes twice as many inputs, or "
+                "impute the missing entries inside the net"
             )
         return parameters
 
@@ -516,8 +516,8 @@ class LocalParameters(InferenceMap):
         if len(bad) > 0:
             raise FloatingPointError(
                 f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
-                f"({len(bad)} of {count_of(len(rows), 'row')} in the batch): check the program's "
-                "log density of this row's data"
+                f"(affected: {len(bad)} of {count_of(len(rows), 'row')} in the batch): check the "
+                "program's log density of this row's data"
             )
         beta1, beta2, epsilon = 0.9, 0.99, 1e-8  # as in pyro_vae.training.adam
         self.visits[rows] += 1

@@ -119,7 +119,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """The ELBO of some data over fixed noise, as a function of each datum's parameters."""
+    """The ELBO of some data as a function of each datum's parameters.
+
+    The ELBO is averaged over noise that stays fixed.
+    """
 
     program: Density
     family: Family
@@ -226,9 +229,9 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
-            f"the ELBO must be a number; got nan or inf in {count_of(len(bad), 'row')}, first in "
-            f"row {first + int(bad[0])} (ELBO {float(point.elbo[bad[0]]):.4g}): check the "
-            "program's log density of these data"
+            f"the ELBO must not be nan or +inf; got nan or +inf in {count_of(len(bad), 'row')}, "
+            f"first in row {first + int(bad[0])} (ELBO {float(point.elbo[bad[0]]):.4g}): check "
+            "the program's log density of these data"
         )
     return point
 
@@ -279,7 +282,8 @@ class _Direct(Protocol):
         """Returns the next step for a subset of the data.
 
         `rows` are the positions of these data, and `point` is the evaluation at their current
-        parameters. `before` holds their previous parameters and gradient; `None` if there are none.
+        parameters. `before` holds their previous parameters and gradient. It is `None` before the
+        first step.
         """
 
 
@@ -361,7 +365,7 @@ class _QuasiNewton:
         self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns L-BFGS steps; natural gradient steps for data where L-BFGS leads downhill."""
+        """Returns L-BFGS steps, but natural gradient steps where L-BFGS would lead downhill."""
         information = self.problem.information(point)
         if before is not None:
             self._remember(rows, point, before, information)
@@ -439,7 +443,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 class RowOptimizer:
-    """Fits all data at once; holds each datum's parameters, progress and line search."""
+    """Fits all data at once; holds each datum's parameters, progress and line search state."""
 
     def __init__(
         self, problem: Problem, start: Point, fitting: FitRows, report: Callable[[int], object]

@@ -65,7 +65,7 @@ class Conditional(Posterior, Protocol):
     """A posterior that can draw some of the guide's sites given values of other sites."""
 
     def run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
-        """Runs the guide with each row repeated per particle, and some sites at given values."""
+        """Runs the guide with each row repeated per particle and some sites at the given values."""
 
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
@@ -137,7 +137,7 @@ _Value: TypeAlias = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class SitesPosterior(Posterior):
-    """A posterior in which data are independent, given by one distribution per latent site.
+    """A posterior that consists of one distribution per latent site; the data are independent.
 
     Draws of a site with a constrained support may carry no gradient.
 
@@ -200,7 +200,7 @@ class SitesPosterior(Posterior):
         return self._log_probs(draws) + jacobian.view(shape)
 
     def _log_probs(self, draws: Mapping[str, _Value]) -> Tensor:
-        """Returns the log densities of draws, from the unconstrained values where possible."""
+        """Returns the log densities of draws, computed from unconstrained values where possible."""
         parts = []
         for site in self.program.latent_sites:
             q, (value, u) = self.sites[site.name], draws[site.name]
@@ -253,7 +253,7 @@ def _is_known(q: Distribution) -> bool:
 def _takes_sample_shape(q: Distribution) -> bool:
     """Whether q can make several draws of each row at once.
 
-    Two mixtures of Pyro then take the means of other rows, or raise an error.
+    Two of Pyro's mixtures cannot: they would use the means of other rows, or raise an error.
     """
     inside = _inside(q)
     one_by_one = dist.MixtureOfDiagNormals | dist.MixtureOfDiagNormalsSharedCovariance
@@ -292,18 +292,17 @@ class ProgramPosterior(Posterior):
     def distribution(self, copies: int) -> Distribution | None:
         """The distribution of each datum's latents, for a batch that is repeated `copies` times.
 
-        The result is `None` if the guide has several sites, or if :attr:`only` is `None` for
-        another reason.
+        The result is `None` if :attr:`only` is `None`, for example if the guide has several sites.
         """
         only = replace(self, batch=repeat_rows(self.batch, copies)).only
         return None if only is None else next(iter(only.sites.values()))
 
     @cached_property
     def only(self) -> SitesPosterior | None:
-        """The posterior of the guide's site if the guide has exactly one site; otherwise `None`.
+        """The posterior of the guide's site, if the guide has exactly one site; otherwise `None`.
 
-        `None` as well if the model masks latents, if the first batch dimension of the site does
-        not index the data, or if its distribution cannot make several draws at once.
+        It is also `None` if the model masks latents, if the first batch dimension of the site
+        does not index the data, or if the site's distribution cannot make several draws at once.
         """
         if not self.program.latent_sites or self.program.structure.masked:
             return None
@@ -323,8 +322,8 @@ class ProgramPosterior(Posterior):
     def is_keyed(self) -> bool:
         """Whether a datum's draws can be seeded by its key.
 
-        The guide must have a single real-valued site, and draw it by a known transformation of
-        standard normal noise.
+        This is so if the guide has a single site, this site is real-valued, and its draws are a
+        known transformation of standard normal noise.
         """
         if self.only is None:
             return False
@@ -351,7 +350,7 @@ class ProgramPosterior(Posterior):
         return self.only.flat({name: (value, None)})
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Runs the guide with each row repeated per particle; returns draws and log densities."""
+        """Runs the guide with each row repeated for every particle; returns draws and densities."""
         if self.only is not None and not torch.is_grad_enabled():  # draws may carry no gradient
             return self.only.draw(num_particles)
         run, rows = self.run(num_particles), repeat_rows(self.batch, num_particles)
@@ -384,9 +383,9 @@ class ProgramPosterior(Posterior):
         auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(
-                f"the guide has the {listed('auxiliary site', auxiliary)}, so its density at a "
-                "given point is unknown: sample each site of the model from a distribution of its "
-                "own, such as a TransformedDistribution, or use pv.Guide"
+                f"the guide has the {listed('auxiliary site', auxiliary)}, so the guide's density "
+                "at a given point is unknown: sample each site of the model without an auxiliary "
+                "site, for example from a TransformedDistribution, or use pv.Guide"
             )
         rows = repeat_rows(self.batch, copies * len(z))
         log_q = self._log_probs(run, len(rows[0]), values)
@@ -412,7 +411,7 @@ class ProgramPosterior(Posterior):
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs the guide with each row repeated per particle, and checks the guide's sites.
+        """Runs the guide with each row repeated once per particle, and checks the guide's sites.
 
         Sites named in `values` or in `unconstrained` are set to the values given there.
         """

@@ -53,11 +53,12 @@ class Refined(InferenceMap):
         steps: Maximum number of steps per datum.
         num_particles: Draws per datum, shared by all steps. Fixed draws are slightly overfitted, so
             use more draws for more steps.
-        in_training: Whether to refine during training too; if false, only in evaluation.
+        in_training: Whether to refine in training as well as in evaluation; if false, outputs are
+            refined in evaluation only.
 
     Raises:
-        ValueError: If `steps` or `num_particles` is below 1, or the size of the inner map's output
-            does not fit the family.
+        ValueError: If `steps` or `num_particles` is below 1, or if the size of the inner map's
+            output does not fit the family.
         FloatingPointError: When called, if the ELBO at the inner map's output is not a number.
 
     References:
@@ -104,7 +105,7 @@ class Refined(InferenceMap):
         return self.map.needs_unit_scale
 
     def attach(self, program: Program, family: Family) -> None:
-        """Stores the program and the family, also in an inner map that belongs to no guide yet."""
+        """Stores the program and the family; passes them to an inner map that has no guide yet."""
         self._attached = (program, family)  # in a tuple: the model is not part of the map
         if not self.map.in_use:
             self.map.attach(program, family)
@@ -125,7 +126,7 @@ class Refined(InferenceMap):
         self.map.start_from(*batch)
 
     def scale_steps(self, factor: float) -> None:
-        """Passes the learning rate's factor to the inner map; the refinement does not use it."""
+        """Passes the learning rate's factor to the inner map; refinement steps do not use it."""
         self.map.scale_steps(factor)
 
     def owns(self, leaf: Tensor) -> bool:
@@ -135,7 +136,7 @@ class Refined(InferenceMap):
     def surrogate(self) -> Float[Tensor, " batch"] | None:
         """Returns a term of value zero whose gradient trains the inner map.
 
-        `None` if neither this map nor the inner map had such a term in the last call.
+        Returns `None` if the last call left no such term in either of the two maps.
         """
         terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
         self._surrogate = None
@@ -184,9 +185,9 @@ class Refined(InferenceMap):
         if start.shape[-1] != self.num_parameters:
             raise ValueError(
                 f"the family needs {count_of(self.num_parameters, 'parameter')} per datum, but the "
-                f"{type(self.map).__name__} inside Refined was set up for another family and gives "
-                f"{count_of(start.shape[-1], 'parameter')}: use the same family for both guides, "
-                "or create another map"
+                f"{type(self.map).__name__} inside Refined was set up for a guide with another "
+                f"family, and gives {count_of(start.shape[-1], 'parameter')}: use the same family "
+                "for both guides, or create another map"
             )
         return start
 

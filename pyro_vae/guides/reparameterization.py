@@ -102,7 +102,7 @@ def lattice_noise(
 
     Arguments:
         num_points: Approximate number of points.
-        size: Dimensions.
+        size: Number of dimensions.
         seed: Seed of the shift.
 
     Returns:
@@ -140,7 +140,7 @@ def _spacing(num_points: int, size: int) -> float:
 def noise_shape(q: torch.distributions.Distribution) -> torch.Size | None:
     """Shape of the standard normals that are transformed into one draw from `q`.
 
-    `None` if it is not known how to transform standard normals into draws from `q`.
+    Returns `None` if it is not known how to transform standard normals into draws from `q`.
     """
     return None
 
@@ -233,12 +233,12 @@ class Noise(Protocol):
     """Fixed noise, with which draws from a family's distribution are reproducible."""
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns weights of the draws, and a mask of draws to leave out, both `(points, batch)`.
+        """Returns the draws' weights, and a mask of draws to leave out, both `(points, batch)`.
 
-        The weights add up to 1. By default they are equal, and no draw is left out.
+        The weights of a datum add up to 1. By default they are equal, and no draw is left out.
 
         Arguments:
-            fails: Whether the program fails at a draw.
+            fails: Whether the program fails at each draw of each datum.
         """
         weights = torch.full(fails.shape, 1 / len(fails), dtype=torch.float64, device=fails.device)
         return weights, torch.zeros_like(fails)
@@ -267,10 +267,10 @@ class NormalNoise(Noise):
         return q, reparameterize(q, self.points)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns weights of the draws, and a mask of draws to leave out.
+        """Returns the draws' weights, and a mask of draws to leave out.
 
-        A draw of a lattice at which the program fails is left out if it lies in the far tails. A
-        random sample of the same size would hardly ever reach these tails.
+        If the program fails at a point of a lattice, the point is left out if it lies so far in the
+        tails that a random sample of the same size would hardly ever reach it.
         """
         if self.weights is None:
             return super().weighted(fails)
@@ -308,7 +308,7 @@ class SeededNoise(Noise):
 def noise_size(q: torch.distributions.Distribution) -> int | None:
     """Number of standard normals that are transformed into one vector drawn from `q`.
 
-    `None` if draws from `q` are not vectors, or :func:`noise_shape` is `None`.
+    Returns `None` if draws from `q` are not vectors, or if :func:`noise_shape` returns `None`.
 
     Example:
         >>> noise_size(Independent(Normal(torch.zeros(5, 3), 1.0), 1))
@@ -322,7 +322,8 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int) ->
     """Returns noise for draws from `q`, the same for all rows.
 
     If draws are functions of normals, the noise is a lattice for one or two latents, and
-    quasi-random points for more latents. For other distributions it is a seed of torch's generator.
+    quasi-random points for more latents. For other distributions the noise is given by a seed of
+    torch's generator.
 
     Arguments:
         q: The distribution of any one row; it determines the shape of the noise.

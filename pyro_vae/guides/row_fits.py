@@ -103,9 +103,9 @@ def fit_parameters(
         family: The family of q.
         batch: The data.
         start: Initial parameters, `(batch, parameters)`.
-        fitting: Points, tolerance and steps; see :class:`FitRows`.
+        fitting: Number of points, tolerance, and number of steps; see :class:`FitRows`.
         seed: Seed of the points and of the fresh draws; the caller's random streams are left alone.
-        progress: Whether to show a progress bar of converged data.
+        progress: Whether to show a progress bar that counts the converged data.
         refit: Whether to fit a datum again with more points if its points were overfitted. Not
             needed for a rough fit.
 
@@ -142,7 +142,7 @@ def fit_parameters(
 
 
 def _without_latents(program: Program, batch: Batch, start: Tensor) -> RowFit:
-    """The result of a fit without parameters: the ELBO is log p(y)."""
+    """The result for a program without latents, whose ELBO is log p(y) and needs no fit."""
     with evaluating(program.model), torch.no_grad():
         elbo = program.log_joint(start[None], *batch)[0].double()
     exact = torch.zeros_like(elbo)
@@ -161,7 +161,7 @@ class _Fitted(NamedTuple):
     left: Float64[Tensor, " batch"]
 
     def is_unfinished(self, enough: float) -> Tensor:
-        """Whether each datum's fit overfitted its points, and so needs to go on with more points.
+        """Whether each datum's fit overfitted its points, so that it has to go on with more points.
 
         This shows in two ways: the ELBO over fresh draws is below the ELBO over the points, or a
         further step, evaluated at other points, is predicted to gain more than `enough` nats.
@@ -185,7 +185,7 @@ class _Fitter:
     def of(
         program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor
     ) -> "_Fitter":
-        """Builds the fitter; its densities are compiled if that saves time, or on request."""
+        """Builds the fitter, whose densities are compiled on request or if compiling saves time."""
         size = noise_size(family(start[:1].detach()))
         few = size is not None and size <= FEW
         return _Fitter(_compiled(program, fitting), family, fitting, seed, few)
@@ -213,11 +213,11 @@ class _Fitter:
         *,
         judged: bool = False,
     ) -> _Fitted:
-        """Fits the parameters with a set of noise that stays the same during the fit.
+        """Fits the parameters with noise that stays fixed during the fit.
 
-        The ELBO that is returned uses fresh noise. If `judged` is true, the result also has the
-        number of nats by which one more step would raise the ELBO, predicted with noise that the
-        fit did not use.
+        The ELBO that is returned is averaged over fresh noise. If `judged` is true, the result also
+        has the number of nats by which one more step would raise the ELBO, predicted with noise
+        that the fit did not use.
         """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         with _fixed(self.program, self.family, problem.noise):
@@ -308,8 +308,8 @@ def elbo_over_points(
 ) -> tuple[Float64[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """Evaluates the ELBO over fixed points, which are the same for all parameters.
 
-    Returns the ELBO of every datum, in nats, and whether it and its gradient are finite, so that
-    the datum can be fitted from these parameters.
+    Returns the ELBO of every datum, in nats, and whether this ELBO and its gradient are finite; if
+    they are, the datum can be fitted from these parameters.
     """
     fitting, found = _within_memory(program, family, batch, fitting), []
     problem = Problem.of(_compiled(program, fitting), family, batch, parameters, fitting, seed)
@@ -339,7 +339,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """Opens a block in evaluation mode; afterwards modes and random streams are restored."""
+    """Runs a `with` block in evaluation mode, then restores modes and random streams."""
     seed = 0 if isinstance(noise, SeededNoise) else None
     with evaluating(program.model, family), forked_if(seed, "fit.points"):
         yield

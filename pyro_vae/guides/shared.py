@@ -71,8 +71,8 @@ class GlobalPosterior(nn.Module):
     def start_from(self, program: Program, *batch: Tensor) -> None:
         r"""Moves a new posterior's center to where the evidence of some rows is largest.
 
-        Only entries with a wide prior are moved. The center stays unchanged if no entry of the
-        unconstrained vector would move by more than 4, because training moves it that far anyway.
+        Only entries with a wide prior are moved. If no entry of the unconstrained vector would move
+        by more than 4, the center stays unchanged, because training covers such short distances.
         The log evidence at global sites :math:`\beta` is estimated by
 
         .. math:: \sum_n \log \frac1K
@@ -134,7 +134,7 @@ class GlobalPosterior(nn.Module):
         return dist.TransformedDistribution(base, [move])
 
     def sample_sites(self, program: Program, plates: Plates) -> dict[str, Tensor] | None:
-        """Draws the flat vector of all global sites, and samples each site from its entries.
+        """Draws the flat vector of all global sites, and gives each site its part of the vector.
 
         Returns the value of every global site. Returns `None` if Pyro vectorizes particles, because
         each particle then has its own values.

@@ -2,8 +2,8 @@
 
 With `Trace_ELBO(num_particles=K, vectorize_particles=True)` Pyro runs a guide once, inside a plate
 of size `K` that lies left of the plates of the program. A flat draw of shape `(K, 1, batch,
-latents)` then holds the latents of `K` particles. To split the draw among sites, it is reshaped to
-one row per particle and datum. The particles then return to the dimensions from which they came.
+latents)` then holds the latents of `K` particles. To be split among sites, the draw is reshaped
+to one row per particle and datum. The particles then return to the dimensions from which they came.
 """
 
 import math
@@ -22,10 +22,10 @@ from torch.distributions import register_kl
 class Point(Delta):
     r"""A `Delta` whose log density, a negative log Jacobian, counts in all of Pyro's objectives.
 
-    A guide draws a flat vector and samples each site from a point. The log density of the point is
-    part of log q. Pyro's `TraceMeanField_ELBO` ignores the log density of a `Delta`, so its loss
-    would be off by the log Jacobian of every site with a constrained support. For a `Point` at v it
-    uses this registered divergence:
+    A guide draws a flat vector, and then samples each site from a point mass at its part of this
+    vector. The log density of the point mass is part of log q. Pyro's `TraceMeanField_ELBO` ignores
+    the log density of a `Delta`, so its loss would be off by the log Jacobian of every site with a
+    constrained support. For a `Point` at v, the objective uses this registered divergence:
 
     .. math:: \mathrm{KL} = \log q(v) - \log p(v)
 
@@ -73,7 +73,8 @@ class Plates:
 def has_particles(ahead: Sequence[int]) -> bool:
     """Whether a guide is run for several particles at once.
 
-    These take the dimensions left of the program's own; `ahead` are the sizes of these dimensions.
+    The particles take up the dimensions left of the program's own dimensions; `ahead` holds the
+    sizes of these extra dimensions.
     """
     return math.prod(ahead) > 1
 

@@ -89,9 +89,9 @@ def _tied_posterior(
     elif can_be_run(program, guide, take_rows(batch, one_more)):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on other "
-            f"rows. Because the guide also runs on more than {count_of(num_data, 'row')}, it is "
-            "unknown to which datum each q belongs: if the guide has parameters for every row, "
-            f"pass all rows that it has parameters for; {REMEDY}"
+            f"rows. The guide also accepts more than {count_of(num_data, 'row')}, so it is unknown "
+            "which q belongs to which datum: if the guide has parameters for each row of a data "
+            f"set, pass all rows of this data set; {REMEDY}"
         )
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
     every = torch.arange(num_data, device="cpu")
@@ -121,8 +121,8 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
         return posterior.rows(current.rows.to(loc.device))
     if len(loc) != num_data:
         raise ValueError(
-            f"{type(guide).__name__} is tied to {count_of(len(loc), 'training row')}, but got "
-            f"{count_of(num_data, 'row')}: {REMEDY}"
+            f"{type(guide).__name__} is tied to {count_of(len(loc), 'training row')}, but the "
+            f"batch has {count_of(num_data, 'row')}: {REMEDY}"
         )
     return posterior
 
@@ -144,13 +144,13 @@ def require_called(guide: ProgramLike) -> None:
     """Refuses a guide without parameters: a trial call would create them for too few rows."""
     if is_uncalled(guide):
         raise TypeError(
-            f"{type(guide).__name__} has no parameters before it is called: train this guide "
-            "first, with pv.fit or pyro.infer.SVI on all training rows"
+            f"{type(guide).__name__} has no parameters before its first call: train this guide "
+            "first, with pv.fit or pyro.infer.SVI, on all training rows"
         )
 
 
 def _moments(program: Program, guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and sd of every site's unconstrained value under an automatic guide."""
+    """Mean and standard deviation of each site's unconstrained value under an automatic guide."""
     name = type(guide).__name__
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
         raise TypeError(
@@ -226,20 +226,20 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _require_same_sites(one: "_Call", other: "_Call") -> None:
-    """Refuses a guide that samples other sites when it is called with other rows."""
+    """Refuses a guide whose set of sites depends on the rows that it is called with."""
     if set(one.log_probs) != set(other.log_probs):
         raise ValueError(
-            f"the guide samples the sites {list(one.log_probs)} on some rows and "
-            f"{list(other.log_probs)} on a part of these rows: sample the same sites "
-            "whatever the rows contain, for example by a loop over y.shape[1] instead of the "
-            "length of the longest series"
+            "the guide must sample the same sites for any rows; got the sites "
+            f"{list(one.log_probs)} for some rows, and {list(other.log_probs)} for another "
+            "selection of these rows: sample the same sites for all data; for example, let loops "
+            "run to y.shape[1] and not to the length of the longest series in the batch"
         )
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses a guide that cannot be run on the batch because it takes another number of rows.
+    """Refuses a guide that fails on the batch because it requires a different number of rows.
 
-    This is so if the guide can be run on as many rows as the length of one of its parameters.
+    Such a number is looked for among the lengths of the guide's parameters.
     """
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
@@ -252,7 +252,7 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
         some = torch.arange(rows, device="cpu") % num_data
         if rows <= _MOST_ROWS and can_be_run(program, guide, take_rows(batch, some)):
             raise ValueError(
-                f"the guide is tied to {count_of(rows, 'training row')}, but got "
+                f"the guide is tied to {count_of(rows, 'training row')}, but the batch has "
                 f"{count_of(num_data, 'row')}: {REMEDY}"
             )
 
@@ -269,7 +269,7 @@ def can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Opens a block for trial calls, after which random streams and parameters are restored."""
+    """Runs a `with` block of trial calls, then restores random streams and parameters."""
     with (
         no_new_parameters(),
         torch.enable_grad(),
@@ -336,13 +336,16 @@ class _Call:
         )
 
     def _taken(self, site: TracedSite, rows: Tensor) -> Tensor:
-        """Returns a site's values for these rows, in the layout in which the guide draws values."""
+        """Returns a site's values for these rows, in the shape that the guide's draws have."""
         value = site.value_by_datum(self.program.plate_dim).detach()
         axis = site.distribution.event_dim - self.program.plate_dim
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)
 
     def differs_from(self, other: "_Call") -> str | None:
-        """Name of the first site whose log density or gradient differs in `other`, or `None`."""
+        """Name of the first site whose log density or gradient is different in `other`.
+
+        `None` if no site differs.
+        """
         for name, here in self.log_probs.items():
             there = other.log_probs[name]
             expected = here[other.rows.to(here.device)]
@@ -409,7 +412,7 @@ def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
 
 
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
-    """Returns the posterior of the sites; `None` if two runs show that data are dependent."""
+    """Returns a posterior with one distribution per site; `None` if two runs rule this out."""
     names = [site.name for site in program.latent_sites]
     if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
         return None
@@ -435,7 +438,7 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
 
 @dataclass(frozen=True)
 class RepeatedCalls(Posterior):
-    """The posterior of some rows under a guide tied to rows, with one call per particle.
+    """The posterior of some rows under a guide that is tied to rows; one call gives one particle.
 
     Arguments:
         program: The model.
