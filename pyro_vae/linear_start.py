@@ -140,7 +140,7 @@ def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factor
 
 
 def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Returns the numbers for factor analysis, one per column; nan for unordered categories."""
+    """Returns the table as numbers for factor analysis; unordered categories become nan."""
     parts = []
     for kind, part in zip(columns.kinds.values(), y.mT, strict=True):
         if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered):
@@ -202,7 +202,7 @@ def _experts_of(
     y: Float[Tensor, " rows"],
     x: Float[Tensor, "rows features"],
 ) -> _Experts:
-    """Returns the experts of a column: one for a number, and one per indicator of a category."""
+    """Returns the experts of a column: one if it is numeric, otherwise one per category."""
     (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
     seen = ~y.isnan()
     if x.shape[1] > 1:

@@ -118,7 +118,7 @@ def _check_values(layout: LatentSite, site: TracedSite) -> None:
 
 
 def is_determined(program: Program, site: TracedSite) -> bool:
-    """Whether a site is a `Delta` in both model and guide; its value then follows from others."""
+    """Whether a site is a `Delta` in both model and guide, so that other sites fix its value."""
     return site.name in program.structure.determined and is_delta(site.distribution)
 
 

@@ -224,8 +224,8 @@ def for_new_rows(
         new row.
 
     Raises:
-        TypeError: If the guide is a module around a guide that is tied to rows. How the module
-            would use the inner guide for new rows is unknown.
+        TypeError: If the guide is one of Pyro's automatic guides, or a module around a guide that
+            is tied to rows. How the module would use the inner guide for new rows is unknown.
     """
     if not is_tied_to_rows(guide):
         return guide

@@ -364,8 +364,9 @@ def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
     expected = family.num_parameters(latent_dim)
     if parameters.shape[-1] != expected:
         raise ValueError(
-            f"the parameters of {family} for {count_of(latent_dim, 'latent')} must have "
-            f"{count_of(expected, 'entry')} ({family.num_parameters(latent_dim + 1)} for "
-            f"{count_of(latent_dim + 1, 'latent')}); got {count_of(parameters.shape[-1], 'entry')} "
-            f"(shape {tuple(parameters.shape)}): compute the number with num_parameters(latent_dim)"
+            f"the number of parameters of {family} per datum must fit a whole number of latents "
+            f"({expected} for {count_of(latent_dim, 'latent')}, "
+            f"{family.num_parameters(latent_dim + 1)} for {count_of(latent_dim + 1, 'latent')}); "
+            f"got {parameters.shape[-1]} (shape {tuple(parameters.shape)}): compute the number "
+            "with num_parameters(latent_dim)"
         )

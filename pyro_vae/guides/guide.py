@@ -442,7 +442,7 @@ class Guide(NamedModule):
         return guide
 
     def _with(self, map: InferenceMap) -> "Guide":
-        """Builds a guide for this model from another map; copies family and global posterior."""
+        """Builds a guide for this model with another map, and copies of the other parts."""
         guide = Guide.__new__(Guide)
         NamedModule.__init__(guide)
         guide.program = self.program

@@ -420,7 +420,7 @@ class LocalParameters(InferenceMap):
         return LocalParameters(num_data, lr=self.lr, decay=self.decay, device=self.device)
 
     def take(self, *tables: "LocalParameters") -> None:
-        """Fills this table with the rows and optimizer states of several tables, in order."""
+        """Joins rows and optimizer states of the given tables, in this order, into this table."""
         for name in ("table", "moment", "square", "visits", "digests"):
             parts = [getattr(table, name).to(self.table.device) for table in tables]
             setattr(self, name, torch.cat(parts))
@@ -496,7 +496,7 @@ class LocalParameters(InferenceMap):
         return leaf
 
     def _step(self, rows: Tensor, leaf: Tensor) -> None:
-        """Updates rows of the table by the gradient of their leaf; called during `backward()`."""
+        """Updates rows of the table with the gradient of their leaf; called during `backward()`."""
         gradient, leaf.grad = leaf.grad, None
         self._leaf = None
         if gradient is not None:

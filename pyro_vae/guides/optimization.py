@@ -172,7 +172,7 @@ class Problem:
         return Point(leaf.detach(), elbo, gradient.double(), at, slope, weights)
 
     def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the log joint and its gradient at the points `z`, in chunks that fit memory."""
+        """Computes log joint and gradient at the points `z`, in chunks that fit into memory."""
         parts = []
         for rows in slices(z.shape[1], self.max_rows // self.num_points):
             at = z[:, rows].requires_grad_()
@@ -183,7 +183,7 @@ class Problem:
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimates each row's ELBO, and its standard error, from draws seeded by the row's key."""
+        """Estimates every ELBO, and its standard error, from draws seeded by each row's key."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
         with pyro.validation_enabled(is_validate=False):  # data were validated at the start
             q, z = noise(self.family, parameters)

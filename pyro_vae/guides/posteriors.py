@@ -65,7 +65,7 @@ class Conditional(Posterior, Protocol):
     """A posterior that can draw some of the guide's sites given values of other sites."""
 
     def run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
-        """Runs the guide with each row repeated per particle and some sites at the given values."""
+        """Runs the guide on a copy of each row per particle, with some sites at given values."""
 
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
@@ -102,7 +102,7 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether a datum's draws can be seeded by its key.
+        """Whether each datum's draws can be seeded by its own random key (see `row_keys`).
 
         This is so if the draws are functions of standard normal noise.
         """
@@ -111,7 +111,7 @@ class FamilyPosterior:
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
+        """Returns draws and log densities like :meth:`draw`, with noise seeded by random keys.
 
         The noise of a draw depends only on the datum's key and on the draw's index; `first` is the
         index of the first draw.
@@ -320,7 +320,7 @@ class ProgramPosterior(Posterior):
         return SitesPosterior(self.program, {latent.name: distribution}, dim)
 
     def is_keyed(self) -> bool:
-        """Whether a datum's draws can be seeded by its key.
+        """Whether each datum's draws can be seeded by its own random key (see `row_keys`).
 
         This is so if the guide has a single site, this site is real-valued, and its draws are a
         known transformation of standard normal noise.
@@ -335,7 +335,7 @@ class ProgramPosterior(Posterior):
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
+        """Returns draws and log densities like :meth:`draw`, with noise seeded by random keys.
 
         The noise of a draw depends only on the datum's key and on the draw's index; `first` is the
         index of the first draw.
@@ -350,7 +350,7 @@ class ProgramPosterior(Posterior):
         return self.only.flat({name: (value, None)})
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Runs the guide with each row repeated for every particle; returns draws and densities."""
+        """Runs the guide on a copy of each row per particle; returns draws and log densities."""
         if self.only is not None and not torch.is_grad_enabled():  # draws may carry no gradient
             return self.only.draw(num_particles)
         run, rows = self.run(num_particles), repeat_rows(self.batch, num_particles)
@@ -411,7 +411,7 @@ class ProgramPosterior(Posterior):
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs the guide with each row repeated once per particle, and checks the guide's sites.
+        """Runs the guide on a copy of each row per particle, and checks the guide's sites.
 
         Sites named in `values` or in `unconstrained` are set to the values given there.
         """

@@ -343,7 +343,7 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int) ->
 def fresh_noise(
     q: Distribution, num_points: int, like: Tensor, keys: Int64[Tensor, " rows"]
 ) -> Noise:
-    """Returns independent noise for every row; a row's noise depends only on the row's key."""
+    """Returns independent noise for every row, which depends only on the row's random key."""
     size = noise_size(q)
     if size is None:
         return SeededNoise(num_points, tuple(keys.tolist()))

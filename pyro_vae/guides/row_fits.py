@@ -321,7 +321,7 @@ def elbo_over_points(
 
 
 def _pieces(problem: Problem) -> list[slice]:
-    """Slices of the rows, such that the rows of a slice take their steps together."""
+    """Splits the rows into slices; all rows of a slice take their steps at the same time."""
     size = _ROWS_TOGETHER * problem.max_rows // problem.num_points
     return list(slices(len(problem.batch[0]), size))
 
