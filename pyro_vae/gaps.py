@@ -309,9 +309,9 @@ def inference_gap(
 
     Here :math:`q_n^\star` is the member of the guide's family with the highest ELBO for the datum,
     while the model is fixed. It is the best of several fits, which start from the guide's output,
-    from N(0, I), and from the likeliest of some draws of the prior. If these fits end at different
-    optima, or if prior draws show mass far from the best fit, up to three rounds of 32 further
-    fits follow. For a guide written by hand the family is the mean-field Gaussian.
+    from N(0, I), and from the likeliest of some draws from the prior. If these fits end at
+    different optima, or if prior draws show mass far from the best fit, up to three rounds of 32
+    further fits follow. For a guide written by hand the family is the mean-field Gaussian.
 
     The fits are assumed to find the best member, which cannot be proven. A datum is flagged if this
     is doubtful: the last round of fits still found a better member (`fit_converged` is false), or

@@ -9,8 +9,8 @@ The slopes :math:`A` are computed from the loadings by a pseudo-inverse,
 
 .. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
 
-The encoder, a :class:`pyro_vae.guides.ProductOfExperts`, starts at the posterior of the model
-linearized at z = 0,
+The encoder, a :class:`pyro_vae.guides.ProductOfExperts`, starts at the posterior that the model
+has when it is linearized at z = 0,
 
 .. math:: P_n = I + A^\top H_n A, \qquad m_n = P_n^{-1} A^\top s_n
 

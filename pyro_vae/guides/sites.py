@@ -86,8 +86,8 @@ def ahead_of_plates(x: Tensor, ahead: Sequence[int], num_dims: int) -> Tensor:
         x: A tensor of shape `(particles, *own)`.
         ahead: Sizes of the dimensions left of the program's; their product is `particles`.
         num_dims: Number of the program's dimensions. If `own` has fewer, dimensions of size 1 are
-            added on its left. If `own` has more, they take the place of dimensions of size 1 at the
-            end of `ahead`.
+            added on its left. If `own` has more, the surplus ones take the place of dimensions of
+            size 1 at the end of `ahead`.
 
     Example:
         >>> import torch
