@@ -427,6 +427,13 @@ REMEDIES = {
         lambda: encoder(NET(1, 2)).extended(Y),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),
+    "rows for a refined table": Remedy(
+        r"got a guide with Refined: fit a guide to the new data with guide.fit_rows\(y\)",
+        lambda: pv.Guide(model, pv.Refined(pv.LocalParameters(2)), example=Y).extended(Y),
+        lambda: evidence(
+            model, pv.Guide(model, pv.Refined(pv.LocalParameters(2)), example=Y).fit_rows(Y)
+        ),
+    ),
     # Values that all data share.
     "unknown values": Remedy(
         r"pass `given=guide.global_values\(\)`",

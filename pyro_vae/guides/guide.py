@@ -412,10 +412,11 @@ class Guide(NamedModule):
             5
         """
         if not isinstance(self.map, LocalParameters):
+            fits = "fit a guide to the new data with guide.fit_rows(y)"
+            remedy = fits if self.map.per_row else "call this guide with the new data directly"
             raise TypeError(
                 "only a guide with pv.LocalParameters, a table of free parameters, can be "
-                f"extended; got a guide with {type(self.map).__name__}: call this guide with the "
-                "new data directly"
+                f"extended; got a guide with {type(self.map).__name__}: {remedy}"
             )
         new = self.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
         assert isinstance(new.map, LocalParameters)

@@ -243,7 +243,7 @@ class _Fitter:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicts by how many nats a further step would raise the ELBO over other points.
+        """Predicts how many nats a further step would add to the ELBO averaged over other points.
 
         If the prediction is nan, the result is inf.
         """
@@ -306,7 +306,7 @@ def elbo_over_points(
     *,
     seed: int,
 ) -> tuple[Float64[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """Evaluates the ELBO over fixed points, which are the same for all parameters.
+    """Evaluates the ELBO averaged over fixed points, which are the same for all parameters.
 
     Returns the ELBO of every datum, in nats, and whether this ELBO and its gradient are finite; if
     they are, the datum can be fitted from these parameters.

@@ -229,7 +229,7 @@ def _require_same_sites(one: "_Call", other: "_Call") -> None:
     """Refuses a guide whose set of sites depends on the rows that it is called with."""
     if set(one.log_probs) != set(other.log_probs):
         raise ValueError(
-            "the guide must sample the same sites for any rows; got the sites "
+            "the guide must sample the same sites whatever rows it is called with; got the sites "
             f"{list(one.log_probs)} for some rows, and {list(other.log_probs)} for another "
             "selection of these rows: sample the same sites for all data; for example, let loops "
             "run to y.shape[1] and not to the length of the longest series in the batch"
