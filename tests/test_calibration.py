@@ -335,7 +335,7 @@ def test_seeds_and_refusals(seed: int) -> None:
         with pytest.raises(ValueError, match="must both be at least 2; got"):
             simulation_based_calibration(MODEL, guide, y, *sizes)
     with pytest.raises(
-        ValueError, match="`ranks` must have at least one entry, all from 0 to num_samples=3"
+        ValueError, match="at least one entry, and all entries must be from 0 to num_samples=3"
     ):
         rank_p_value(torch.tensor([0, 4]), 3)
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -450,7 +450,7 @@ def test_a_guide_outside_the_support_is_refused(prior: Any) -> None:
             pyro.sample("z", dist.Normal(torch.zeros(len(y)), 1.0))
 
     with pytest.raises(
-        ValueError, match=r"'z' must have values in its support in the model.*got -"
+        ValueError, match=r"'z' must have values in the support that it has in the model.*got -"
     ):
         pv.elbo(model, guide, torch.zeros(2), 50)
 

@@ -297,7 +297,7 @@ def test_what_is_not_a_tensor_of_rows_is_bound(name: str) -> None:
 
     with pytest.raises(TypeError) as refusal:
         as_batch(data)
-    found = re.search(r"pass (\(?[\w, ]+\)?) alone, .* as in (lambda .*)", str(refusal.value))
+    found = re.search(r"pass only (\(?[\w, ]+\)?), with .* as in (lambda .*)", str(refusal.value))
     assert found is not None
     line = eval(found[2], {"model": model})
     count = found[1].count(",") + 1

@@ -160,11 +160,11 @@ LAZY = nn.LazyLinear(1)
 
 REFUSED = {
     "changing": (changing, r"changes tensor 0 of the data in place.*torch\.where"),
-    "standardizing": (standardizing, r"site 'y' .*Normal.*got tensor\(\[nan.*from equal rows"),
-    "lazy": (lazy, r"'weight' of a lazy module has no values .* call this net once"),
+    "standardizing": (standardizing, r"site 'y' .*Normal.*got tensor\(\[nan.*with equal rows"),
+    "lazy": (lazy, r"'weight' of a lazy module has no values .* call the network once"),
     "no plate": (
         no_plate,
-        r"the plate over data, .* got none of the plates .*open `with pyro\.plate.* call$",
+        r"the plate over data, .* none of which has this size.*open `with pyro\.plate.* call$",
     ),
     "two plates": (
         two_plates,
@@ -223,7 +223,7 @@ def test_a_fixed_number_of_rows() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.raises(ValueError, match=r"none of the plates \['data'\].*plate='data'$"):
+    with pytest.raises(ValueError, match=r"got plates \['data'\], none .*plate='data'$"):
         Program(fixed, torch.zeros(4))
     y, z = torch.randn(4), torch.randn(3, 4, 1)
     expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
@@ -274,7 +274,7 @@ def of_series(y: Tensor, lengths: Tensor) -> None:
 def test_the_longest_series_of_the_rows(lengths: tuple[int, ...]) -> None:
     """Sites that some rows lack are refused by name, whichever row is first."""
     data = (torch.randn(4, 3), torch.tensor(lengths))
-    with pytest.raises(ValueError, match=r"y\.shape\[1\] .* the longest series"):
+    with pytest.raises(ValueError, match=r"y\.shape\[1\].* the longest series"):
         pv.elbo(series, of_series, data)
     guide = pv.Guide(series, pv.GlobalParameters(), example=data)
     with pytest.raises(ValueError, match=r"latent sites must be .*'z_0'.* in every run"):
@@ -376,7 +376,7 @@ def test_shapes_are_checked() -> None:
     program = Program(dependent, torch.zeros(4))
     with pytest.raises(ValueError, match=r"z must have size 3, .*'b': \(2,\).* got size 2"):
         program.log_joint(torch.zeros(1, 4, 2), torch.zeros(4))
-    with pytest.raises(ValueError, match=r"z must .* 5 data, .* tensor 0 of the batch with 4 rows"):
+    with pytest.raises(ValueError, match=r"z must .* 5 data, .* 4 rows in tensor 0 of the batch"):
         program.log_joint(torch.zeros(1, 5, 3), torch.zeros(4))
 
 

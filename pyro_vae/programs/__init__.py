@@ -1,4 +1,4 @@
-"""Pyro programs as densities: unscaled, per datum, over one flat vector of latents."""
+"""Evaluates Pyro programs as unscaled log densities per datum, given a flat vector of latents."""
 
 from .._arguments import check_public
 from .hooks import ModelHooks as ModelHooks

@@ -128,7 +128,7 @@ def _key(name: str) -> str:
 
 
 def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
-    """Returns a parameter's value with a reference to the unconstrained parameter."""
+    """Gives a parameter's value a reference to the unconstrained parameter; returns the value."""
     value.unconstrained = weakref.ref(unconstrained)  # type: ignore[attr-defined]  # as Pyro's have
     return value
 
@@ -195,7 +195,7 @@ class Copies:
         return copied(value, self._memo)
 
     def of_program(self, program: ProgramLike, *, trained: bool = True) -> ProgramLike:
-        """Returns a copy of a program; a :class:`SelfContained` if the program uses Pyro's store.
+        """Returns a copy of a program, as a :class:`SelfContained` if it uses Pyro's store.
 
         Arguments:
             program: The program.
@@ -244,7 +244,7 @@ class Copies:
 def copied(value: _Value, memo: _Memo) -> _Value:
     """Copies a value deeply, functions included.
 
-    A value that refers to no module and no trainable tensor is returned itself.
+    A value that refers to no module and no trainable tensor is returned uncopied.
 
     Arguments:
         value: A program, or an object that a program refers to.
@@ -305,7 +305,7 @@ def _script(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
 
 def _object(value: Any, memo: _Memo) -> Any:
-    """Copies an object deeply; the copy shares locks, open files and the like with the object.
+    """Copies an object deeply; the copy shares locks, open files and the like with the original.
 
     Raises:
         TypeError: If an attribute that leads to a network or a trainable tensor cannot be copied.
@@ -320,7 +320,8 @@ def _object(value: Any, memo: _Memo) -> Any:
         except TypeError as error:
             raise TypeError(
                 f"{name_of(value)} cannot be copied ({error}): remove from this object the "
-                "part that cannot be copied, or give the class of that part a method __deepcopy__"
+                "part that cannot be copied, or define a method __deepcopy__ in the class of that "
+                "part"
             ) from error
     memo[_ALIVE] = [*memo.get(_ALIVE, ()), *trial.pop(id(trial), ())]
     memo |= {key: part for key, part in trial.items() if key != _ALIVE}
@@ -328,9 +329,9 @@ def _object(value: Any, memo: _Memo) -> Any:
 
 
 def _shared(value: Any) -> Iterator[Any]:
-    """Yields attributes of an object, or of a module's layers, that cannot be copied.
+    """Yields those attributes of an object, or of a module's layers, that a copy has to share.
 
-    Attributes that lead to networks or trainable tensors are left out: copies must not share them.
+    They cannot be copied, and lead to no network and no trainable tensor.
     """
     for holder in value.modules() if isinstance(value, nn.Module) else [value]:
         for kept in getattr(holder, "__dict__", {}).values():
@@ -342,7 +343,11 @@ def _shared(value: Any) -> Iterator[Any]:
 
 
 def _function(function: types.FunctionType, memo: _Memo) -> types.FunctionType:
-    """Copies a function; the new function refers to copies of the networks and tensors."""
+    """Copies a function.
+
+    Where the function refers to a network or a trainable tensor, its copy refers to a copy of
+    that network or tensor.
+    """
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     scope = dict(function.__globals__)
     made = types.FunctionType(function.__code__, scope, function.__name__, None, cells or None)

@@ -99,7 +99,7 @@ class Simplex(StickBreakingTransform):
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logs of the shares of the stick that each step of stick-breaking takes off and leaves."""
+        """Logs of the two shares into which each step breaks the stick: one taken off, one left."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -126,7 +126,7 @@ def support_of(distribution: Distribution) -> Any:
     The support of angles is one full turn. Torch gives them the real line, but the integral of a
     periodic density over the real line is infinite. The support of a transformed distribution, such
     as a shifted log-normal or a log-uniform, is the image of the support before the last transform.
-    Torch ignores bounds of the base distribution, and gives it every value of the transform.
+    Torch ignores the bounds before this transform, and returns the whole range of the transform.
     """
     entry = TURN if _is_angle(distribution) else _image(base_of(distribution))
     if entry is None:
@@ -136,7 +136,10 @@ def support_of(distribution: Distribution) -> Any:
 
 
 def _is_angle(inner: Any) -> bool:
-    """Whether the values of a distribution are angles; the components decide for a mixture."""
+    """Whether the values of a distribution are angles.
+
+    A mixture has angles as values if its components have.
+    """
     while not isinstance(inner, _ANGLES):
         if isinstance(inner, MixtureSameFamily):
             inner = inner.component_distribution
@@ -148,10 +151,11 @@ def _is_angle(inner: Any) -> bool:
 
 
 def _image(x: Any) -> Constraint | None:
-    """Constraint on an entry of `x`, if `x` ends with a monotonic transform of bounded values.
+    """Support of an entry of `x`, found by applying its last transform to bounds of the input.
 
-    `None` for other distributions, if torch's support has the same bounds, and if a transform rises
-    for some entries only.
+    `None` means that torch's support can be used. This is also the answer if the values before the
+    transform are discrete or have no bounds, or if the transform is neither increasing for all
+    entries nor decreasing for all entries.
     """
     if not isinstance(x, TransformedDistribution) or not x.transforms:
         return None
@@ -175,13 +179,16 @@ def _image(x: Any) -> Constraint | None:
 
 
 def _ends(constraint: Constraint) -> tuple[Any, Any]:
-    """Lower and upper bound of a constraint on numbers; `None` where there is no bound."""
+    """Lower and upper bound of a constraint on numbers; `None` stands for a missing bound."""
     entry = entry_of(constraint)
     return getattr(entry, "lower_bound", None), getattr(entry, "upper_bound", None)
 
 
 def _rises(transform: Transform) -> bool | None:
-    """Whether a transform of numbers rises or falls; `None` if it does neither everywhere."""
+    """Returns true if a transform of numbers is increasing, and false if it is decreasing.
+
+    `None` if the transform is neither increasing for all entries nor decreasing for all entries.
+    """
     try:
         sign = torch.as_tensor(transform.sign, device="cpu")
     except NotImplementedError:
@@ -192,7 +199,11 @@ def _rises(transform: Transform) -> bool | None:
 
 
 def _moved(transform: Transform, bound: Any, limit: Any, image: Any) -> Any:
-    """A bound after a transform; `image` is that of the domain's end, `limit`."""
+    """Applies a transform to a bound of its argument.
+
+    If there is no bound, or if the bound is `limit`, where the transform's domain ends, the result
+    is `image`, the corresponding end of the codomain.
+    """
     if bound is None or _equal(bound, limit):
         return image  # computed, the logit of 1 would be finite
     return transform(torch.as_tensor(bound, device=None if isinstance(bound, Tensor) else "cpu"))
@@ -206,9 +217,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _parts(transform: Transform) -> list[Transform]:
-    """The transforms that a transform applies in turn.
+    """Lists the transforms that a composed transform applies, in order.
 
-    For a transform that is not composed, this is a list with the transform itself.
+    For any other transform, the list contains only the transform itself.
     """
     return transform.parts if isinstance(transform, ComposeTransform) else [transform]
 
@@ -422,7 +433,7 @@ _LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform, OrderedTransfor
 
 
 def _is_affine(last: Transform, rest: list[Transform]) -> bool:
-    """Whether `rest` has a single transform, which equals the affine map `last`."""
+    """Whether `last` is affine, and `rest` consists of a single transform, equal to `last`."""
     try:
         return isinstance(last, AffineTransform) and len(rest) == 1 and bool(last == rest[0])
     except RuntimeError:  # shapes that do not broadcast

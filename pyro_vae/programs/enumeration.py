@@ -97,7 +97,7 @@ class Combinations:
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
     """Lists all combinations of the sites' values.
 
-    `None` if there are no sites, or more than 4,096 combinations.
+    Returns `None` if there are no sites, or if there are more than 4,096 combinations.
 
     Arguments:
         sites: Discrete sites of a run.
@@ -128,7 +128,7 @@ class _Support:
 
     @classmethod
     def of(cls, site: TracedSite, plate_dim: int) -> "_Support":
-        """Reads values and shape off a site of a run."""
+        """Reads the possible values and the shape from a site of a run."""
         support, shape = site.distribution.enumerate_support(expand=False), site.value.shape
         plates = len(shape) - site.distribution.event_dim
         axis = plates + plate_dim

@@ -32,7 +32,7 @@ _FACTORS = 112  # factors of at most 2: their product fits in a float32; a multi
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Computes `distribution.log_prob(value)`, up to rounding, in a faster way where possible."""
+    """Computes `distribution.log_prob(value)` up to rounding, by a faster method if one exists."""
     # Only these types: a subclass may have another density.
     if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
         return distribution.log_prob(value, *args, **kwargs)

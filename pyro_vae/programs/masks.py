@@ -51,7 +51,7 @@ def is_masked(distribution: Distribution) -> bool:
 
 
 def entry_mask(distribution: Distribution, mask: Any, value: Tensor) -> Tensor | None:
-    """Combines all masks of a site to one mask in the shape of the value; `None` without masks.
+    """Combines a site's masks into one, in the shape of the value; `None` if it has no masks.
 
     The mask is true for entries whose density is kept.
 

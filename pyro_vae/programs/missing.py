@@ -100,7 +100,7 @@ class PartlyObserved(dist.TorchDistribution):
         return log_prob.masked_fill(missing, 0.0)
 
     def sample_missing(self) -> Tensor | None:
-        """Draws features given that they are missing; `None` if missingness is uninformative.
+        """Draws features, given that they are missing; `None` if missingness is uninformative.
 
         This class returns `None`. A subclass may model why entries are missing.
         """
@@ -123,7 +123,7 @@ def unwrapped(distribution: Distribution) -> Distribution:
 
 
 def sample_missing(distribution: Distribution) -> Tensor | None:
-    """Draws features given that they are missing; `None` if missingness is uninformative."""
+    """Draws features, given that they are missing; `None` if missingness is uninformative."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
 

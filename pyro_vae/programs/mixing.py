@@ -41,8 +41,8 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
         row = int(some[place])
         raise ValueError(
             "the density of a datum must not depend on the other rows of a batch; got log p(y, z) "
-            f"of datum {row}, at the same z, as {float(together[row]):.6g} in a batch of "
-            f"{count_of(few, 'row')} and as {float(part[place]):.6g} in a batch of "
+            f"= {float(together[row]):.6g} for datum {row} in a batch of {count_of(few, 'row')}, "
+            f"but {float(part[place]):.6g} for the same datum and the same z in a batch of "
             f"{count_of(len(some), 'row')}, so the program mixes rows: let no operation sum, "
             "normalize or attend over the first axis (nn.BatchNorm is allowed)"
         )
@@ -72,11 +72,11 @@ def require_one_density(program: Program, batch: Batch) -> None:
     if differ.any() and _is_close(one[:few], one[few:]).all():  # equal copies may be a coincidence
         row = int(differ.nonzero()[0])
         raise ValueError(
-            "the density of a datum must be the same in every call; got log p(y, z) of datum "
-            f"{row}, at the same z, as {float(one[row]):.6g} in one call and as "
-            f"{float(other[row]):.6g} in another, so the program draws random numbers outside its "
-            "sites: draw these numbers with pyro.sample inside the plate over data, as in "
-            "pyro.sample('noise', dist.Uniform(0.0, 1.0)), without poutine.block"
+            "the density of a datum must be the same in every call; got log p(y, z) = "
+            f"{float(one[row]):.6g} for datum {row} in one call, but {float(other[row]):.6g} for "
+            "the same datum and the same z in another call, so the program draws random numbers "
+            "outside its sites: draw these numbers with pyro.sample inside the plate over data, as "
+            "in pyro.sample('noise', dist.Uniform(0.0, 1.0)), without poutine.block"
         )
     program.passed_checks.add(check)
 

@@ -175,7 +175,7 @@ def _attributes(owner: Any) -> list[Any]:
 
 
 def globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """Globals, by name, that a function or the functions defined inside it refer to."""
+    """Finds, by name, the globals to which a function, or a function inside it, refers."""
     names: set[str] = set()
     codes = [function.__code__]
     while codes:
@@ -213,7 +213,7 @@ def _may_hold_modules(value: Any) -> bool:
 
 
 def device_of(*programs: ProgramLike) -> torch.device:
-    """Device of the programs' first parameter or buffer; without any, torch's default device."""
+    """Device of the programs' first parameter or buffer; torch's default if they have none."""
     for program in programs:
         for module in modules_of(program):
             for tensor in itertools.chain(module.parameters(), module.buffers()):
@@ -256,12 +256,14 @@ def require_values(modules: Iterable[nn.Module]) -> None:
             if is_lazy(parameter):
                 raise ValueError(
                     f"parameter '{name}' of a lazy module has no values before the first call of "
-                    "the module: call this net once, as in net(torch.zeros(2, num_inputs))"
+                    "this module: call the network once, as in net(torch.zeros(2, num_inputs)), "
+                    "before you pass it"
                 )
             if parameter.is_inference():
                 raise ValueError(
-                    f"parameter '{name}' was created in torch.inference_mode, so nothing can be "
-                    "differentiated: create the model and the guide before this block"
+                    f"parameter '{name}' was created in torch.inference_mode, so no gradient with "
+                    "respect to it can be computed: create the model and the guide outside the "
+                    "block of torch.inference_mode"
                 )
 
 
@@ -307,7 +309,7 @@ def import_compiler() -> None:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Turns off the caller's inference mode, whose tensors can take no part in a gradient."""
+    """Turns off the caller's inference mode, in which no tensor could take part in a gradient."""
     if not torch.is_inference_mode_enabled():
         yield
         return
@@ -458,7 +460,7 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
         return "pass rows of data, with one row per datum in each tensor, as in y[:100]"
     rows = f"({', '.join(names)})" if len(names) > 1 else names[0]
     return (
-        f"pass {rows} alone, with one row per datum in each tensor, and bind the other arguments "
+        f"pass only {rows}, with one row per datum in each tensor, and bind the other arguments "
         f"of model and guide, as in lambda {', '.join(names)}: model({call})"
     )
 

@@ -1,4 +1,4 @@
-"""Batches in pieces: how many rows a piece has, and which rows."""
+"""Cuts batches into pieces, and decides how many rows a piece has."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,9 @@ def rows_within(batch: Batch, most: int) -> int:
 
 
 def even_pieces(size: int, most: int) -> int:
-    """Cuts `size` entries into pieces of at most `most`, equal if possible; returns their length.
+    """Returns the length of the pieces into which to cut `size` entries: at most `most`.
+
+    If a length above `most / 2` divides `size`, all pieces have the same length.
 
     Example:
         >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
@@ -83,7 +85,7 @@ def flat(values: Tensor, before: int = 1) -> Tensor:
 
 
 def first_rows(batch: Batch, num_data: int | None) -> Batch:
-    """Returns `num_data` rows of a batch or, for None, all rows.
+    """Returns `num_data` rows of a batch, or all rows if `num_data` is `None`.
 
     If the batch has fewer rows, the rows are repeated.
     """

@@ -67,9 +67,9 @@ class _Whole:
         rows: Number of rows of the batch; `None` if plates are left unchanged.
         plate: Name of the plate that holds the rows. If it is `None`, every plate that subsamples
             or has no fixed size holds them.
-        minibatch: The minibatch, inside :func:`minibatch`. It has the name of the plate; if
-            :func:`minibatch` was called without a name, a :class:`pyro_vae.Guide` adds the name.
-        requested: The subsamples that these plates request, by name.
+        minibatch: Inside a block of :func:`minibatch`, the minibatch of this block. If the block
+            names no plate, a :class:`pyro_vae.Guide` adds the name of the plate to the minibatch.
+        requested: The subsamples that these plates request, by name of the plate.
     """
 
     rows: int | None
@@ -175,9 +175,9 @@ class PlateIndex(Tensor):
         raise ValueError(
             f"the index of plate '{self.plate}' picks from a tensor with "
             f"{count_of(size, 'entry')}, but the batch has {count_of(self.num_rows, 'row')}, so a "
-            "datum's entry would depend on its position in the batch. Pass the entries as one more "
-            "tensor of the data, or pass torch.arange(len(y)) as a tensor `row` of the data and "
-            "write table[row]"
+            "datum's entry would depend on its position in the batch: pass the entries as a "
+            "further tensor of the data, or pass torch.arange(len(y)) as a tensor `row` of the "
+            "data, and write table[row]"
         )
 
     def require_order(self) -> None:
@@ -212,10 +212,10 @@ class PlateIndex(Tensor):
             return False
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
-                f"the index of plate '{self.plate}' picks from a tensor that may have the order of "
-                "the batch or of the data set: tensor, batch and data set have the same length, "
-                "but batch and data set may differ in their order. Keep the data in order, and "
-                "pass `rows=torch.arange(num_data)`"
+                f"the tensor that the index of plate '{self.plate}' picks from must have a known "
+                "order; got a tensor with as many rows as the batch and as the data set, which may "
+                "be in the order of either: keep the data in order, and pass "
+                "`rows=torch.arange(num_data)`"
             )
         return tensor.requires_grad
 
@@ -298,7 +298,7 @@ def _axes(part: Any) -> int:
 def _along(
     input: Any, dim: int, index: Any, *rest: Any, **more: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns an operation's arguments, in which a plate's index is replaced by row numbers.
+    """Returns an operation's arguments, with row numbers in place of a plate's index.
 
     The operation picks entries along one axis, `dim`, of its first argument.
     """
@@ -415,7 +415,7 @@ class _MinibatchMessenger(Messenger):
             raise ValueError(self._refusal(next(iter(self.drawn)))) from error
 
     def _is_data(self, frame: CondIndepStackFrame) -> bool:
-        """Whether the plate of a frame is the plate over data, as far as is known."""
+        """Whether a frame's plate is the plate over data; its size decides if no name is known."""
         if self.batch.plate is not None:
             return bool(frame.name == self.batch.plate)
         return bool(frame.size == self.rows)
@@ -475,10 +475,10 @@ class _MinibatchMessenger(Messenger):
         if (size == self.rows or is_whole) and size > 1 and self.rows < num_data:
             raise ValueError(
                 f"parameter '{msg['name']}' has {count_of(size, 'entry')} along plate "
-                f"'{frame.name}', which holds {self.rows} of "
-                f"{count_of(self.batch.num_data, 'row')}, but every row of the data set needs an "
-                "entry: before the parameter is created, name this plate in pv.minibatch(rows, "
-                f"num_data={self.batch.num_data}, plate='{frame.name}')"
+                f"'{frame.name}', which holds {self.rows} of the "
+                f"{count_of(self.batch.num_data, 'row')} of the data set, but every row of the "
+                "data set needs an entry: name this plate before the parameter is created, as in "
+                f"pv.minibatch(rows, num_data={self.batch.num_data}, plate='{frame.name}')"
             )
 
     def _pyro_post_subsample(self, msg: Any) -> None:
@@ -493,8 +493,8 @@ class _MinibatchMessenger(Messenger):
 def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
     """Whether the first and the last row were computed from different entries of a vector.
 
-    False if rows or vector require no gradient. A single row has no other row to compare with: then
-    the answer is `alone` if the row depends on the vector, and False if not.
+    False if `rows` or `vector` requires no gradient. A single row cannot be compared with another
+    row: the result is then `alone` if the row depends on the vector, and False otherwise.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False
@@ -537,7 +537,7 @@ def minibatch(
 
     Raises:
         ValueError: If `rows` is empty or a row lies outside `0 .. num_data - 1`. Inside the block:
-            if the plate over data, or the rows that the index of this plate picks, are ambiguous.
+            if it is ambiguous which plate is the plate over data, or which rows its index picks.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)

@@ -109,7 +109,7 @@ class _Degrees(TorchDispatchMode):
         return self._of_arithmetic(name, args, of)
 
     def _of_arithmetic(self, name: str, args: tuple[Any, ...], of: list[float]) -> float:
-        """Degree of the result of a quotient, power, triangular solve or layer, like `_degree`."""
+        """Degree of the result of a quotient, power, triangular solve or layer; else infinite."""
         if name == "div" and of[1] == 0 and len(args) == 2:
             return of[0]
         if name == "pow" and _is_power(args[1]):

@@ -168,7 +168,7 @@ class Program:
         """Returns a copy of the program with given values of its global sites.
 
         Arguments:
-            values: A value for every latent site that all data share, by name, on its support.
+            values: The value of every global site, by name, which must lie in the site's support.
             source: Text that says where the values come from; results quote this text.
 
         Raises:
@@ -206,7 +206,7 @@ class Program:
         return program
 
     def at_start(self) -> "Program":
-        """Returns a copy of the program with global sites near the medians of their priors."""
+        """Returns a copy of the program, given global values near the medians of their priors."""
         if not self.global_sites:
             return self
         flat = self.constrain_globals(self.structure.global_start)
@@ -417,12 +417,13 @@ class Program:
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def _globals(self) -> dict[str, Tensor]:
-        """Returns the given values of the global sites; refuses to go on without them."""
+        """Returns the given values of the global sites; raises an error if none were given."""
         if len(self.fixed) < len(self.global_sites):
             raise ValueError(
                 f"all data share the {listed('latent site', (s.name for s in self.global_sites))}, "
-                "so a datum has a density only given these values: pass "
-                "`given=guide.global_values()`, or one of the draws of guide.sample_globals()"
+                "so the density of a datum is defined only if the value of every shared site is "
+                "given: pass `given=guide.global_values()`, or one of the draws of "
+                "guide.sample_globals()"
             )
         return self.fixed
 
@@ -436,7 +437,7 @@ class Program:
 
     @property
     def _whole(self) -> ProgramLike:
-        """The model without any mask of a latent site."""
+        """The model without the masks of its latent sites."""
         return self.whole(self.structure.masked)
 
     @property
@@ -513,7 +514,7 @@ class Program:
             )
 
     def _checked_sites(self, run: Run) -> dict[str, TracedSite]:
-        """Returns the sites of a datum in a run; refuses a run with fewer or other latent sites."""
+        """Returns a datum's sites in a run; refuses latent sites other than the program's."""
         sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
         sampled = {name for name, site in sites.items() if not site.is_observed}
@@ -521,9 +522,9 @@ class Program:
         if found != expected or not sampled <= expected:
             raise ValueError(
                 f"the latent sites must be {sorted(expected)} in every run of the program; got "
-                f"{sorted(found | sampled)} in this run: sample all sites for every datum and "
-                "every draw, in a loop over y.shape[1] rather than over the longest series of the "
-                "rows, and mask observations instead of leaving out sites"
+                f"{sorted(found | sampled)} in this run: sample every site for every datum and "
+                "every draw, and mask observations instead of leaving out sites; for example, loop "
+                "over range(y.shape[1]), not up to the length of the longest series in the batch"
             )
         return sites
 
@@ -544,8 +545,8 @@ class Program:
             if len(part) != rows:
                 raise ValueError(
                     "z must have shape (particles, data, latents), with one datum for each row of "
-                    f"the batch; got z for {count_of(rows, 'datum')}, and tensor {index} of the "
-                    f"batch with {count_of(len(part), 'row')}"
+                    f"the batch; got z for {count_of(rows, 'datum')}, but "
+                    f"{count_of(len(part), 'row')} in tensor {index} of the batch"
                 )
 
 

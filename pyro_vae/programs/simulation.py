@@ -78,8 +78,8 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     """Draws latents `(batch, latents)` from the prior, and simulates a batch from these latents.
 
     As a check, the program is run again on the simulated batch, with the same random numbers. If
-    this second run draws other values, the program uses the data in a further way, and not only
-    through `pyro.sample`. The latents are then not a draw from the posterior of the simulated data,
+    this second run draws other values, the program uses its data not only through `pyro.sample`,
+    but also directly. The latents are then not a draw from the posterior of the simulated data,
     and an error is raised.
     """
     latent = [site.name for site in program.latent_sites]
@@ -100,7 +100,7 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
 
 
 def generated(program: Program, z: Float[Tensor, "particles batch latents"], rows: Batch) -> Run:
-    """Runs a program at given latents, with its data drawn.
+    """Runs a program at given latents, and draws its data.
 
     Arguments:
         program: The program.
@@ -163,16 +163,17 @@ def _require_unaffected_by_discrete_sites(program: Program, z: Tensor, batch: Ba
     if not torch.allclose(log_p, log_p[:1].expand_as(log_p), 1e-4, 1e-4, equal_nan=True):
         sites = listed("discrete site", program.structure.enumerated)
         raise ValueError(
-            f"given z, the data still depend on the {sites}, so features are not independent, and "
-            "p(y | z) is not a product over features: use pv.diagnostics.predictive_check for the "
-            "data, pv.marginal and pv.conditional for densities"
+            f"given z, the data still depend on the {sites}, so the features are not independent, "
+            "and p(y | z) is not a product over features: check the data with "
+            "pv.diagnostics.predictive_check, and compute densities with pv.marginal or "
+            "pv.conditional"
         )
 
 
 def with_observed(
     program: Program, rows: Batch, values: Mapping[str, Tensor], *, fill: bool = False
 ) -> Batch:
-    """Returns a copy of the batch in which `values`, by site name, replace observed data.
+    """Returns a copy of the batch in which `values`, by site name, replace the data.
 
     If `fill` is true, the result has no missing entries. Otherwise the entries that are missing in
     `rows` stay missing, or are drawn anew if the model describes which entries are missing.

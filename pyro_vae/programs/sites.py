@@ -213,9 +213,9 @@ def require_within(name: str, support: Constraint, value: Tensor) -> None:
     outside = _outside(support, value)
     if bool(outside.any()):
         raise ValueError(
-            f"latent site '{name}' must have values in its support in the model, {support}; got "
-            f"{float(value[outside][0]):.6g}: let the guide sample this site from a distribution "
-            "with that support, such as a dist.TransformedDistribution of a normal"
+            f"latent site '{name}' must have values in the support that it has in the model, "
+            f"{support}; got {float(value[outside][0]):.6g}: let the guide sample this site from a "
+            "distribution with that support, such as a dist.TransformedDistribution of a normal"
         )
 
 
@@ -231,7 +231,7 @@ def _outside(support: Constraint, value: Tensor) -> Tensor:
 
 
 def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
-    """Undoes the expansion of a bound over the data; returns any other bound unchanged."""
+    """Reduces a bound that was expanded over the data to one row; keeps any other bound."""
     axis = -len(shape)
     # Entries share memory along an axis that was expanded.
     expanded = bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
@@ -268,5 +268,6 @@ def _check_support(name: str, support: Constraint, shape: torch.Size) -> None:
     if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
         raise ValueError(
             f"the support of latent site '{name}' must have the same bounds for all data: sample "
-            "this site from a distribution such as Uniform(0, 1), and rescale the value"
+            "this site from a distribution with constant bounds, such as Uniform(0, 1), and "
+            "rescale the value"
         )

@@ -188,7 +188,7 @@ class _CheckSites(Messenger):
             raise ValueError(
                 f"latent site '{msg['name']}' must have a proper prior; got ImproperUniform, "
                 "which has no density and no draws: pass a proper prior such as dist.Normal(0.0, "
-                "10.0), or leave out the handler that created the site"
+                "10.0), or remove the handler that created the site"
             )
         if self.has_refused:
             raise ValueError(
@@ -243,8 +243,8 @@ def _refuse_changes(batch: Batch, versions: list[int]) -> None:
         if before != after:
             raise ValueError(
                 f"the program changes tensor {index} of the data in place, so that later calls "
-                "would get other data: make a new tensor, as in y = y - 1 for y -= 1, or "
-                "y = torch.where(y < 0, 0.0, y) for y[y < 0] = 0"
+                "would get other data: make a new tensor, as in y = y - 1 instead of y -= 1, or "
+                "y = torch.where(y < 0, 0.0, y) instead of y[y < 0] = 0"
             )
 
 
@@ -308,12 +308,13 @@ def _following(two: Sites, three: Sites) -> dict[str, CondIndepStackFrame]:
 def _data_plate(
     model: ProgramLike, row: Batch, two: Sites, three: Sites, plate: str | None
 ) -> tuple[str, int]:
-    """Finds name and dimension of the plate over data, whose size follows the number of rows."""
+    """Finds the plate over data, whose size follows the number of rows: its name and dimension."""
     found = _following(two, three)
     if not found:
         raise ValueError(
-            "one plate, the plate over data, must have the size of the batch; got none of the "
-            f"plates {sorted(_frames(two))}: {_remedy_for_plates(model, row, two)}"
+            "one plate, the plate over data, must have the size of the batch; got plates "
+            f"{sorted(_frames(two))}, none of which has this size: "
+            f"{_remedy_for_plates(model, row, two)}"
         )
     if plate is None and len(found) > 1:
         raise ValueError(
@@ -394,7 +395,7 @@ def _check_plates(two: Sites, three: Sites, plate: str, plate_dim: int) -> None:
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes of dimensions right of the plate over data, except sizes that follow the batch size.
+    """Sizes of dimensions to the right of the plate over data, unless they follow the batch size.
 
     These dimensions belong to a datum. Pyro accepts programs that declare such dimensions neither
     as plates nor as event dimensions.
@@ -446,9 +447,9 @@ def require_own_density(site: TracedSite) -> None:
         name = kind.__name__
         raise ValueError(
             f"site '{site.name}' is latent, so its distribution must not be {name}, which "
-            "rounds the draws but has the density of the numbers before rounding: use "
-            f"{name.removesuffix('StraightThrough')} in model and guide; or use a discrete "
-            "distribution in the model, and no such site in the guide, so that the site is summed "
+            "rounds the draws but has the density of the numbers before rounding: either use "
+            f"{name.removesuffix('StraightThrough')} in model and guide, or use a discrete "
+            "distribution in the model and omit this site in the guide, so that the site is summed "
             "out"
         )
 

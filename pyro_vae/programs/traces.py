@@ -151,9 +151,9 @@ class TracedSite:
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
     def _log_prob_under(self, distribution: Distribution) -> Tensor:
-        """Log density of the value under `distribution`, the site's own with or without masks.
+        """Log density of the value under the site's distribution, with or without its masks.
 
-        It is computed from the recorded unconstrained value if a formula is known.
+        The density is computed from the recorded unconstrained value if a formula is known.
         """
         found = recorded(self.node)
         log_prob = None if found is None else log_prob_at(distribution, *found)
@@ -167,7 +167,7 @@ class TracedSite:
             raise
 
     def is_in(self, plate: str) -> bool:
-        """Whether the site is in the plate of this name."""
+        """Whether the site is in the plate called `plate`."""
         return any(frame.name == plate for frame in self.frames)
 
     def log_prob_by_datum(self, plate_dim: int) -> Tensor:
@@ -206,20 +206,21 @@ class Run:
         object.__setattr__(self, "sites", sites)
 
     def __contains__(self, name: str) -> bool:
-        """Whether the run has a site of this name."""
+        """Whether the run has a site called `name`."""
         return name in self.sites
 
     def __getitem__(self, name: str) -> TracedSite:
-        """Returns the site of this name.
+        """Returns the site called `name`.
 
         Raises:
             ValueError: If the run has no such site.
         """
         if name not in self.sites:
             raise ValueError(
-                f"site '{name}' is missing in a run on some of the rows; this run has the sites "
-                f"{list(self.sites)}: sample all sites for every datum and every draw, in a loop "
-                "over y.shape[1] rather than over the longest series of the rows"
+                f"site '{name}' must be in every run of the program; got a run with the sites "
+                f"{list(self.sites)}: sample every site for every datum and every draw; for "
+                "example, loop over range(y.shape[1]), not up to the length of the longest series "
+                "in the batch"
             )
         return self.sites[name]
 
@@ -368,7 +369,7 @@ class OutsideSupportError(ValueError):
 
 
 def _refuse_value(message: str, site: str, error: Exception) -> None:
-    """Raises an error that names the site, if torch's message is about a value off the support."""
+    """Raises an error that names the site, if torch refused a value outside the support."""
     if refused := re.match(_OUTSIDE, message, re.DOTALL):
         values = refused["values"]
         short = values if len(values) <= _MOST_VALUES else f"{values[:_MOST_VALUES]}..."
@@ -376,11 +377,12 @@ def _refuse_value(message: str, site: str, error: Exception) -> None:
         if "nan" in values:
             raise ValueError(
                 f"site '{site}' must have values in the {support}; got {short}: write "
-                "the program so that it computes no nan, even from one row or from equal rows"
+                "the program so that it computes no nan, even if it is called with a single row or "
+                "with equal rows"
             ) from error
         raise OutsideSupportError(
             f"site '{site}' must have values in the {support}; got {short}: transform "
-            "these values, or use a distribution with their support"
+            "these values, or use a distribution whose support contains them"
         ) from error
 
 
@@ -461,8 +463,8 @@ def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
     """Calls a function; if it raises a ValueError, calls it again without Pyro's validation.
 
     The second call only tells why the first call failed. If its result contains nan or +inf, this
-    result is returned, so that the caller can report the site at fault. If its result consists of
-    numbers, the error of the first call is raised.
+    result is returned, so that the caller can report the site at fault. Otherwise the error of
+    the first call is raised.
     """
     try:
         return call()
@@ -484,7 +486,7 @@ def _is_numbers(answer: Any) -> bool:
 
 
 def leaves_of(loss: Tensor) -> dict[Tensor, None]:
-    """Lists the leaf tensors of a loss's graph, which require a gradient, in graph order."""
+    """Lists the trainable leaf tensors that a loss depends on, in the order of its graph."""
     found: dict[Tensor, None] = {}
     seen, stack = set(), [loss.grad_fn]
     while stack:

@@ -1,4 +1,4 @@
-"""Diagnostics for draws from several chains, by ArviZ: rank-normalized R-hat, and bulk ESS."""
+"""Diagnostics of MCMC chains, computed by ArviZ: the rank-normalized R-hat and the bulk ESS."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "
         draws: The draws, `(chains, draws, *batch)`: at least 2 chains of at least 4 draws.
 
     Returns:
-        `(*batch,)`, no unit; by chance about 1.01 for 4 chains of 400 independent draws.
+        `(*batch,)`, no unit. By chance, even 4 chains of 400 independent draws give about 1.01.
 
     Raises:
         ValueError: If there are fewer than 2 chains, or fewer than 4 draws per chain.

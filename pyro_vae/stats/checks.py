@@ -17,7 +17,7 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """Returns the largest difference, in nats, that rounding causes in log densities like `value`.
+    """Returns the largest difference, in nats, that rounding causes in log densities near `value`.
 
     Add it to the standard errors before testing whether a difference is larger than they allow.
     Exact results have an error of 0; without this addition, their last bit would decide.

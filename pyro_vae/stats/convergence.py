@@ -168,7 +168,7 @@ def _answers(
 
 
 def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """Returns g: the gain to come after each time, divided by the gain to come after the run."""
+    """Returns g: the gain that remains at each time, divided by that which remains at the end."""
     if power == 0:
         return 1 - np.log(time) / np.log(_LONGER)
     least = _LONGER**-power

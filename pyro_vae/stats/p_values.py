@@ -27,7 +27,7 @@ def tail_probability(
     two_sided: bool = False,
     tolerance: float | Tensor = 0.0,
 ) -> Estimate:
-    r"""Returns the share of reference numbers at least as large as `observed`, with its error.
+    r"""Returns the share of reference numbers that are no less than `observed`, with its error.
 
     .. math:: \hat p = \frac{1 + \#\{r : t_r \ge t\}}{R + 1}, \qquad
         \text{error}^2 = \hat p (1 - \hat p) / R
@@ -75,10 +75,10 @@ def energy_test(
         \qquad h = \frac{\mathcal{E}}{2 \, \mathbb{E} |x - y|}
 
     The distance is zero if and only if both distributions are the same. First, every latent is
-    divided by its standard deviation over both samples together; no permutation of the labels
-    changes this number. Let :math:`D` be the matrix of distances between all draws of both samples.
-    Let :math:`s_i` be :math:`1/n` for draws of the first sample and :math:`-1/m` for draws of the
-    second sample. Then the energy distance is :math:`-s^\top D s`.
+    divided by its standard deviation over both samples together, which is the same for every
+    permutation of the labels. Let :math:`D` be the matrix of distances between all draws of both
+    samples. Let :math:`s_i` be :math:`1/n` for draws of the first sample and :math:`-1/m` for draws
+    of the second sample. Then the energy distance is :math:`-s^\top D s`.
 
     Arguments:
         first: The first sample: independent draws, `(n, latents)`.

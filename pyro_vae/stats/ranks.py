@@ -52,7 +52,8 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
     """
     if len(ranks) < 1 or int(ranks.min()) < 0 or int(ranks.max()) > num_samples:
         raise ValueError(
-            f"`ranks` must have at least one entry, all from 0 to num_samples={num_samples}; got "
+            "`ranks` must have at least one entry, and all entries must be from 0 to "
+            f"num_samples={num_samples}; got "
             + (f"ranks from {ranks.min()} to {ranks.max()}" if len(ranks) else "no ranks")
             + ": pass all ranks, and the largest possible rank as `num_samples`"
         )

@@ -63,7 +63,7 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
     Returns:
         `(*batch,)`, float64, no unit, without a gradient. No standard error is given, because one
-        set of draws does not show how much k varies between sets; see the typical value above.
+        set of draws does not show how much k varies between sets; its typical size is stated above.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -93,7 +93,7 @@ def reliable_pareto_k(num_particles: int) -> float:
     .. math:: \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
 
     Arguments:
-        num_particles: Number of draws behind each estimate, :math:`K`.
+        num_particles: Number of draws from which each estimate is computed, :math:`K`.
 
     Returns:
         The limit, no unit; 0.7 from 2,155 draws on.
@@ -112,7 +112,7 @@ def reliable_pareto_k(num_particles: int) -> float:
     if num_particles < 2:
         raise ValueError(
             f"`num_particles` must be at least 2; got {num_particles}: pass the number of draws "
-            "behind each estimate"
+            "from which each estimate is computed"
         )
     return min(1 - 1 / math.log10(num_particles), MAX_PARETO_K)
 
@@ -239,7 +239,7 @@ def _untied_size(descending: Float64[Tensor, " number"]) -> int:
 
 
 def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "particles *batch"]:
-    r"""Smooths log weights: the largest are replaced by quantiles of the fitted tail.
+    r"""Smooths log weights: the largest weights are replaced by quantiles of the fitted tail.
 
     .. math:: \tilde w_{(i)} = F^{-1}\Big(\frac{i - 1/2}{M}\Big), \quad i = 1, \dots, M, \qquad
         \tilde w \le \max_k w_k
