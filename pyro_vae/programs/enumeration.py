@@ -78,7 +78,7 @@ class Combinations:
                 raise ValueError(f"the discrete latent site '{name}' {SAME_VALUES}")
 
     def only(self, names: Collection[str]) -> "Combinations":
-        """Returns the combinations of the values of the named sites, without the other sites."""
+        """Returns all combinations of the values of the named sites only."""
         first = torch.ones(len(self), dtype=torch.bool, device="cpu")
         for name, value in self.values.items():
             if name not in names:

@@ -1,4 +1,4 @@
-r"""Log densities of sites: in few passes over memory, and with discrete sites summed out.
+r"""Computes log densities of sites in few passes over memory, and sums out discrete sites.
 
 Importance sampling spends as much time on the density of an image's pixels as on the decoder, and
 most of that time goes into allocating large intermediate results. For the most common distributions

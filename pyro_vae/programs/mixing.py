@@ -15,7 +15,7 @@ _MOST_ROWS = 16  # of the batch, on which a program is tested
 
 
 def require_separate_rows(program: Program, batch: Batch) -> None:
-    """Refuses a program whose density of a datum depends on the other rows of the batch.
+    """Refuses a program in which the density of a datum depends on other rows of the batch.
 
     A few rows are evaluated together. Then every second of these rows is evaluated again, in
     reverse order, so that the other rows differ in number, content and position. A program that has

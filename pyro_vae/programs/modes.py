@@ -523,7 +523,7 @@ def _conversion(part: Any) -> str:
 
 
 def _check_array(part: Any, index: int) -> None:
-    """Refuses arrays that have no tensor type, and masked arrays, whose mask would be lost."""
+    """Refuses arrays of a dtype that torch lacks, and masked arrays, whose mask would be lost."""
     if isinstance(part, np.ma.MaskedArray):
         raise TypeError(
             f"the array at position {index} is masked, but tensors have no mask: pass "

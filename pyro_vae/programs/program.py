@@ -338,7 +338,7 @@ class Program:
         return AtEdges(self._bounded, unconstrained) if self._bounded else None
 
     def log_joint_at(self, values: Mapping[str, Tensor], rows: Batch) -> Tensor:
-        r"""Computes :math:`\log p(y_n, z_n)` at given values of latent sites, without Jacobian.
+        r"""Computes :math:`\log p(y_n, z_n)` at given values of latent sites, without a Jacobian.
 
         Arguments:
             values: Values of the latent sites of a datum by name, as `pyro.sample` returns them.
@@ -354,7 +354,7 @@ class Program:
         return sum(densities)  # type: ignore[return-value]
 
     def drawing(self, names: Collection[str]) -> "Program":
-        """Returns a copy of the program that draws the named discrete sites, or uses given values.
+        """Returns a copy of the program in which the named discrete sites are drawn or given.
 
         The copy sums out only the other discrete sites.
         """

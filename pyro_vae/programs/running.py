@@ -47,7 +47,7 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
 
 
 def _counted_bytes(program: Program, row: Batch) -> float:
-    """Counts bytes of results per particle, as the difference between one and three particles."""
+    """Bytes of results per particle, by comparing runs with one and with three particles."""
     totals = []
     for particles in (1, 3):
         with Counted() as count:

@@ -23,7 +23,7 @@ _BYTES_AT_ONCE = 2**25  # results of a run that computes densities; they stay in
 
 @dataclass(frozen=True)
 class Prior:
-    r"""The prior of the latents of given data, drawn by running the program forward.
+    r"""The prior of the latents of given data; its draws come from forward runs of the program.
 
     Observed sites keep their data. So draws and densities agree even if the prior of a site depends
     on an earlier observation. Draws and densities are those of

@@ -418,7 +418,11 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses a site without its own density, or with discrete values that cannot be summed out."""
+    """Refuses a latent site that cannot be used.
+
+    Its log density must be the density of its value, and a discrete site must have a finite support
+    that can be summed out.
+    """
     name, function = site.name, site.distribution
     require_own_density(site)
     if site.is_discrete and not function.has_enumerate_support:

@@ -339,7 +339,8 @@ _MISMATCH = (
 _OTHER_SIZE = (
     "site '{name}' must have the size of plate '{plate}' in dimension {dim}, which is {size}; got "
     "{got}: if this dimension belongs to one datum, make it part of an event, as in "
-    ".to_event(1); the plate over data has the size of the batch, as in pyro.plate('data', len(y))"
+    ".to_event(1); if it belongs to the plate over data, give this plate the size of the batch, as "
+    "in pyro.plate('data', len(y))"
 )
 
 # Pyro's messages about a site whose shape in a guide is not the one in the model, and ours.

@@ -26,7 +26,7 @@ def rounding(value: Tensor) -> Tensor:
 
 
 def mean_and_error(values: Tensor) -> Estimate:
-    """Returns the mean over the first axis, and the mean's standard error from the spread."""
+    """Returns the mean over the first axis, and its standard error, computed from the spread."""
     values, count = values.double(), len(values)
     mean = values.mean(dim=0)
     squares = (values - mean).square().sum(dim=0)  # Tensor.std would warn about an empty batch
@@ -82,6 +82,6 @@ def require_legal(log_weights: Tensor) -> None:
         raise ValueError(
             "log weights must be finite, or -inf for a zero weight; got "
             f"{log_weights[first].item()} at particle {first[0]}{datum}, the first of a "
-            f"total of {int(illegal.sum())}. Check for bad data, a scale of 0, and parameters that "
-            "diverged in training"
+            f"total of {int(illegal.sum())}: check for bad data, for a scale of 0, and for "
+            "parameters that diverged in training"
         )

@@ -107,7 +107,7 @@ class _Tail(NamedTuple):
 
 
 def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
-    r"""Returns a standard error of the log mean weight; it allows for large weights not drawn yet.
+    r"""Returns the error of the log mean weight, which allows for large weights not drawn yet.
 
     .. math:: \text{error} = \text{error}_0 + \min(1, 2 g) \,
         (\text{error}_+ - \text{error}_0)
