@@ -12,16 +12,16 @@ Since :math:`g_p(1) = 1` and :math:`g_p(10) = 0`, the gain from training ten tim
 :math:`b`. The power :math:`p` says how the curve continues: as a straight line (-1), as a logarithm
 (0), or levelling off (:math:`p > 0`, and sooner for a larger :math:`p`). The curve so far hardly
 tells which power is right. With the same slope at its end, one curve may be about to level off, and
-another one about to rise from a saddle point. So the powers have prior weights, and how well they
-fit counts little. The model with each power is fitted to three parts of the ELBO's curve: its last
-two thirds, half and third. The gain from each fit is also multiplied by a random factor, whose
-logarithm has standard deviation 0.8.
+another one about to rise from a saddle point. So the powers have prior weights, and the quality of
+their fits counts little. The model with each power is fitted to three parts of the ELBO's curve:
+its last two thirds, its last half and its last third. The gain from each fit is also multiplied by
+a random factor, whose logarithm has standard deviation 0.8.
 
 The prior weights and the factor were chosen with runs whose true gain is known: fits of
-probabilistic PCA, and of VAEs that were then trained ten times longer. Of 435 runs of other kinds,
-348 of them simulated, 90% of the intervals (`low`, `high`) contained the true gain, and half of the
-estimates were right within a factor of two. The intervals are wide, often by a factor of 30, since
-a curve does not say more.
+probabilistic PCA, and of VAEs that were then trained ten times longer. For 435 runs of other kinds
+(348 of them simulated), 90% of the intervals (`low`, `high`) contained the true gain, and half of
+the estimates were right within a factor of two. The intervals are wide (their bounds often differ
+by a factor of 30), because the curve does not contain more information.
 """
 
 from typing import NamedTuple
