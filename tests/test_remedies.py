@@ -249,7 +249,7 @@ REMEDIES = {
         shared, "pyro.condition", pyro.condition(shared, {"kind": torch.tensor(0.0)})
     ),
     "bounds": Remedy(bounds, with_share, r"Uniform\(0, 1\)", rescaled, with_share),
-    "inner subsample": of_model(half, "remove its subsample_size", whole),
+    "inner subsample": of_model(half, "remove the subsample_size of this plate", whole),
     "missing": of_guide(nothing, r"add pyro.sample\('z', ...\)"),
     "observed in the guide": of_guide(observing, "without `obs`"),
     "one more": of_guide(one_more, "is_auxiliary", marked),

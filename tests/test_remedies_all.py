@@ -32,7 +32,7 @@ ELSEWHERE = {
     "and may never end": "test_remedies_programs: a loop without an end",
     "sum over discrete sites must leave": "internal",
     "a folder that torch can create": "test_training_failures: another folder",
-    "entry would depend on its position": "test_guides_tied: a table of a model",
+    "would depend on the datum's position": "test_guides_tied: a table of a model",
     "as many as the data set, but the batch has": "test_guides_tied: the plate named",
     "must not be a loop in this minibatch": "test_guides_tied: a plate in its place",
     "cannot be converted to plain numbers": "test_own_loops: a tensor in their place",

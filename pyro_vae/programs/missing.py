@@ -131,8 +131,8 @@ def sample_missing(distribution: Distribution) -> Tensor | None:
 def with_missing(distribution: Distribution, value: Tensor, like: Tensor) -> Tensor:
     """Replaces drawn values by nan where entries are missing.
 
-    If the distribution models which entries are missing, the missing entries are drawn, too.
-    Otherwise the entries that are missing in `like` are missing.
+    If the distribution models which entries are missing, these are drawn, too. Otherwise the same
+    entries as in `like` are missing.
     """
     features = unwrapped(distribution)
     modelled = features.log_observed(value) if isinstance(features, PartlyObserved) else None

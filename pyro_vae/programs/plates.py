@@ -174,10 +174,10 @@ class PlateIndex(Tensor):
             return _as(Tensor, self).to(table.device)
         raise ValueError(
             f"the index of plate '{self.plate}' picks from a tensor with "
-            f"{count_of(size, 'entry')}, but the batch has {count_of(self.num_rows, 'row')}, so a "
-            "datum's entry would depend on its position in the batch: pass the entries as a "
-            "further tensor of the data, or pass torch.arange(len(y)) as a tensor `row` of the "
-            "data, and write table[row]"
+            f"{count_of(size, 'entry')}, but the batch has {count_of(self.num_rows, 'row')}, so "
+            "the entry for a datum would depend on the datum's position in the batch: pass the "
+            "entries as a further tensor of the data, or pass torch.arange(len(y)) as a tensor "
+            "`row` of the data, and write table[row]"
         )
 
     def require_order(self) -> None:

@@ -199,7 +199,7 @@ class Program:
         return other
 
     def given_valid(self, values: Mapping[str, Tensor]) -> "Program":
-        """Like :meth:`given`, for values that a caller chose; refuses values off the support."""
+        """Like :meth:`given`, for a caller's own values: each must be in its site's support."""
         program = self.given(values)
         for site in self.global_sites:
             site.require_valid(program.fixed[site.name])

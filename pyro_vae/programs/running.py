@@ -78,10 +78,10 @@ def threads_for(num_bytes: float | None) -> AbstractContextManager[None]:
 
 
 def threads_for_rows(program: Program, batch: Batch) -> AbstractContextManager[None]:
-    """Limits torch to one thread inside the block if a program has small results for each row.
+    """Limits torch to one thread inside the block if a program's results for a row are small.
 
-    In the block the program runs on many rows at once. With small results for each row, reading and
-    writing memory takes longer than the matrix products.
+    The block runs the program on many rows at once. If the results for each row are small, reading
+    and writing memory takes longer than the matrix products.
 
     Example:
         >>> import pyro

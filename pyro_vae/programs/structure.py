@@ -372,9 +372,9 @@ def _check_plates(two: Sites, three: Sites, plate: str, plate_dim: int) -> None:
             if frame.name != plate and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"plate '{frame.name}' around site '{name}' must not subsample; got "
-                    f"{frame.size} of {count_of(frame.full_size, 'entry')}: remove its "
-                    f"subsample_size, because only the plate over data, '{plate}', may "
-                    "subsample"
+                    f"{frame.size} of {count_of(frame.full_size, 'entry')}: remove the "
+                    f"subsample_size of this plate, because only the plate over data, '{plate}', "
+                    "may subsample"
                 )
         shape, more_rows = site.log_prob.shape, three[name].log_prob.shape
         free = _free_sizes(shape, more_rows, plate_dim if site.is_in(plate) else 0)

@@ -168,7 +168,10 @@ def _answers(
 
 
 def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """Returns g: the gain that remains at each time, divided by that which remains at the end."""
+    """Returns the function g of the module's docstring at each time.
+
+    This is the gain that remains at that time, divided by the gain that remains after the run.
+    """
     if power == 0:
         return 1 - np.log(time) / np.log(_LONGER)
     least = _LONGER**-power
