@@ -441,7 +441,7 @@ REMEDIES = {
         lambda: conditional(global_guide(hierarchy)),
     ),
     "several values": Remedy(
-        "one draw at a time",
+        "pass a single value of this shape, such as one draw",
         lambda: pv.elbo(hierarchy, global_guide(hierarchy), Y, given={"loc": torch.zeros(3)}),
         lambda: conditional(global_guide(hierarchy)),
     ),

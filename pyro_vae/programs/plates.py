@@ -577,12 +577,12 @@ def outside_minibatch() -> AbstractContextManager[Minibatch | None]:
 def _check_rows(rows: Tensor, num_data: int) -> None:
     """Refuses a minibatch without rows, or with rows that the data set lacks."""
     if rows.numel() == 0:
-        raise ValueError("a minibatch must have at least one row; got none")
+        raise ValueError("a minibatch must have at least one row; got none: skip empty ones")
     if capturing():
         return
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= num_data:
         raise ValueError(
             f"`rows` must be between 0 and {num_data - 1} for num_data={num_data}; got rows from "
-            f"{low} to {high}"
+            f"{low} to {high}: pass positions in the whole data set, counted from 0"
         )

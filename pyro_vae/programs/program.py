@@ -186,7 +186,7 @@ class Program:
             if got != expected:
                 raise ValueError(
                     f"the value of global site '{site.name}' must have shape {expected}; got "
-                    f"shape {got}: pass one draw at a time"
+                    f"shape {got}: pass a single value of this shape, such as one draw"
                 )
         other = copy.copy(self)
         # In the order in which a compiled graph takes these values.

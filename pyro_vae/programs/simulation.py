@@ -138,7 +138,8 @@ def feature_distribution(
             f"the model must have one observed site, with features of shape {tuple(expected)} "
             f"that are independent given z; got the observed sites {list(names)}, the first with "
             f"batch shape {tuple(distribution.batch_shape)} and event shape "
-            f"{tuple(distribution.event_shape)}"
+            f"{tuple(distribution.event_shape)}: observe one tensor, with a distribution of single "
+            "features, as in dist.Normal(mean, sd).to_event(1)"
         )
     return distribution
 
