@@ -131,7 +131,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _called_as_recorded() -> Iterator[None]:
-    """Inside the block, oneDNN's matrix products in a graph are compiled to calls of oneDNN.
+    """Makes the compiler keep, inside the block, calls of oneDNN for oneDNN's matrix products.
 
     The compiler would otherwise translate these products in a way that requires constant weights.
     """

@@ -1,4 +1,4 @@
-r"""A program's log densities, and their gradients in the latents, from compiled graphs.
+r"""A program's log densities, and their gradients with respect to the latents, as compiled graphs.
 
 Fits of q to single rows and Hamiltonian trajectories differentiate
 :math:`\log p(z) + \beta \log p(y \mid z)` with respect to z, with the model fixed. The number of
@@ -51,7 +51,7 @@ class _Densities:
 
     @torch.enable_grad()
     def with_gradients(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Computes log prior and log likelihood of every draw, with gradients in the latents."""
+        """Computes every draw's log prior and log likelihood, and their gradients in z."""
         z = z.detach().requires_grad_()
         densities = self(z, *rest)
         gradients = [
@@ -64,7 +64,7 @@ class _Densities:
 
 
 class CompiledDensity:
-    """Log densities of a program, computed by compiled graphs; differentiable in the latents alone.
+    """Log densities of a program, computed by compiled graphs; differentiable in the latents only.
 
     An object of this class can replace the program where only :meth:`log_densities` and
     :meth:`log_joint` are called. Without a graph, the program itself is evaluated. Graphs compute
@@ -125,7 +125,7 @@ class CompiledDensity:
         return LogDensities(*self.replayed(graph, z, batch))
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Tests whether graph and program agree on one draw per datum; also validates the data."""
+        """Whether graph and program agree on one draw per datum; the data are validated too."""
         if graph in self._checked and not is_validation_enabled():
             return True
         self._checked.add(graph)

@@ -61,7 +61,7 @@ class Cost(NamedTuple):
 
     @staticmethod
     def of(count: Counted, rows: int, *, with_backward: bool = False) -> "Cost":
-        """Returns the cost of a call with these counts; a backward pass doubles the cost."""
+        """Returns the cost of a call with these counts, doubled if there is a backward pass."""
         passes = 2 if with_backward else 1
         return Cost(passes * count.operations, passes * count.bytes / rows)
 
@@ -139,7 +139,7 @@ def kept_with(model: ProgramLike) -> _Kept:
 
 
 def counts_of(model: ProgramLike) -> list[Any]:
-    """Returns the costs of a model's calls, which decide whether later evaluations are compiled."""
+    """Returns the costs of a model's calls; they decide whether later evaluations are compiled."""
     kept = kept_with(model)
     return [[name, tuple(cost), kept.lost.get(name, 0.0)] for name, cost in kept.costs.items()]
 
@@ -246,7 +246,7 @@ class Graphs:
         return False
 
     def _turn_off(self, reason: str) -> None:
-        """Compiles nothing from now on; warns with the reason if compiling was requested."""
+        """Turns compiling off from now on; warns, with the reason, if compiling was requested."""
         self.is_off = True
         if self.is_requested:
             warn(f"{self.results} are evaluated eagerly, not compiled: {reason}")

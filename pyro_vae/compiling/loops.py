@@ -214,7 +214,7 @@ class Loop:
         return [none, report, sizes[0].clone(), *vectors, *fixed]
 
     def _graph(self, inputs: list[Tensor]) -> GraphModule:
-        """Makes the graph of the loop, which returns new values of the inputs that steps change."""
+        """Makes the loop's graph; it returns the new values of those inputs that a step changes."""
         root, graph = nn.Module(), Graph()
         captured = capture(self._body, *inputs), capture(_condition, *inputs)
         if any(part.held for part in captured):
@@ -232,7 +232,7 @@ class Loop:
         self, taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
         count: Tensor, table: Tensor, sizes: Tensor, weights: Tensor, *rest: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """Takes a training step with Adam's update; returns the new values of changed inputs."""
+        """Takes a step with Adam's update; returns the new values of the inputs that it changes."""
         others, data = rest[: len(self.others)], rest[len(self.others) :]
         rows = table.index_select(0, taken.reshape(1)).reshape(-1)
         batch = [part.index_select(0, rows) for part in data]
@@ -261,7 +261,7 @@ class Loop:
 
 
 def _condition(*inputs: Tensor) -> Tensor:
-    """Whether the loop goes on: steps are left to take, and all numbers so far are finite."""
+    """Whether the loop continues: steps remain, and all numbers so far are finite."""
     taken, report, count = inputs[0], inputs[1], inputs[_CHANGED]
     return (taken < count) & (report[0] > 0)
 

@@ -217,7 +217,7 @@ class CompiledSteps:
         return self.graphs[key]
 
     def suspect(self) -> None:
-        """Lets the next compiled step be compared with the programs, if they may have changed.
+        """Requests that the next compiled step be compared with the programs, in case they changed.
 
         Call this method once per epoch, if callbacks may change a number in a program. The programs
         are compared if a number in an attribute of a module has changed. Changes elsewhere, such as
@@ -253,7 +253,7 @@ class CompiledSteps:
         return True
 
     def _refuse(self, reason: str) -> None:
-        """Makes all later steps eager, for this reason; warns if compiling was requested."""
+        """Makes all later steps eager and notes the reason; warns if compiling was requested."""
         self.reason = reason
         if self.is_requested:
             warn(f"training runs eagerly, not compiled: {reason}")

@@ -100,7 +100,7 @@ class LinearWarmup:
 
     @property
     def length(self) -> float:
-        """Number of epochs until the last weight is reached."""
+        """Number of epochs until the final weight is reached."""
         return float(self.epochs)
 
     def __call__(self, epoch: float | int) -> float:
@@ -108,7 +108,7 @@ class LinearWarmup:
         return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
 
     def check(self, num_epochs: int) -> None:
-        """Refuses training that ends before the last weight is reached."""
+        """Refuses training that ends before the final weight is reached."""
         if self.epochs >= num_epochs:
             raise ValueError(
                 "the KL warm-up must end before training does, so that the model is also trained "
@@ -226,7 +226,7 @@ class Particles(NamedTuple):
 class _Known(NamedTuple):
     """The `Program` of a model, and what it was made for.
 
-    `forms` are the shape of a datum, the dtype and the device, for each tensor of the batch.
+    `forms` holds, for each tensor of the batch, the shape of a datum, the dtype and the device.
     """
 
     model: ProgramLike
@@ -235,7 +235,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Log densities and scale of the sites outside the plate, and scale of the sites inside."""
+    """Log densities and scale of the sites outside the plate, and scale of those in the plate."""
 
     prior: Tensor
     likelihood: Tensor
@@ -351,7 +351,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """Yields the data that a step uses, and how many rows of the data set each datum stands for."""
+    """Yields the data of a step, and how many rows of the data set each datum represents."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows

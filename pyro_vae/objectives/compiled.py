@@ -165,7 +165,7 @@ def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _
 
 @contextmanager
 def _nameless_rows() -> Iterator[None]:
-    """Opens a block in which programs that use the batch's row numbers cannot be captured.
+    """Makes capturing fail, inside the block, for programs that use the batch's row numbers.
 
     Row numbers change in every step, but a captured graph would keep the numbers of one batch.
     """

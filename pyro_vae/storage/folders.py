@@ -71,8 +71,8 @@ def save(
     Not saved: the optimizer of the networks, and `guide.row_fit`.
 
     Arguments:
-        folder: A folder for this save alone, created if it does not exist. An older save in
-            this folder is replaced once the new save is complete.
+        folder: A folder that is used for this save only; it is created if it does not exist. An
+            older save in this folder is replaced once the new save is complete.
         model: A Pyro program.
         guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
         about: Notes for the card, which :func:`read_about` reads back: strings, numbers, lists, and
@@ -264,8 +264,8 @@ def _header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = first_few(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise ValueError(
-            f"'{folder}' was not saved by pyro_vae, because it has no {HEADER} (found: {found}): "
-            "pass a folder that pv.save wrote"
+            f"'{folder}' does not look like a folder that pv.save wrote: it has no {HEADER} "
+            f"(found: {found}): pass a folder that pv.save wrote"
         )
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(
@@ -281,7 +281,8 @@ def _header(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(
-            f'\'{path}\' was not written by pyro_vae, because its "format" is not "{FORMAT}": '
+            f"'{path}' does not look like a file that pv.save wrote: "
+            f'its "format" is not "{FORMAT}": '
             "pass a folder that pv.save wrote"
         )
     _check_version(path, header)
@@ -307,7 +308,7 @@ def _check_entry(path: Path, entry: str, *, valid: bool) -> None:
     """Refuses the JSON file of a saved model whose `entry` is not `valid`."""
     if not valid:
         raise ValueError(
-            f"'{path}' is damaged, because its entry \"{entry}\" is missing or of the wrong kind: "
+            f"'{path}' is damaged: its entry \"{entry}\" is missing or of the wrong kind: "
             "copy the original folder again"
         )
 
@@ -421,6 +422,6 @@ def _rebuilt(
 
 
 def _printable(message: str) -> str:
-    """Escapes and shortens the message of an error, which may quote a file."""
+    """Escapes and shortens an error message, because it may quote the content of a file."""
     text = message.encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."

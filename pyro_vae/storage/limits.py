@@ -1,4 +1,4 @@
-"""Limits of loading: no more memory and no more tensors than the size of the files justifies.
+"""Limits on loading: no more memory and no more tensors than the size of the files justifies.
 
 The JSON file of a saved model states the sizes of the model's parts, and a forged file can state
 any sizes. So while the parts are built, the size of every new tensor is checked before memory is
@@ -115,7 +115,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _tensors(args: Sequence[object]) -> Iterator[Tensor]:
-    """Yields the tensors among the arguments of an operation, also those in lists."""
+    """Yields the tensors among the arguments of an operation, including those inside lists."""
     for part in args:
         if isinstance(part, Tensor):
             yield part

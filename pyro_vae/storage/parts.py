@@ -294,7 +294,7 @@ def _part(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
 
 
 def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None:
-    """Refuses a parameter with two names, because a rebuilt program would have two parameters."""
+    """Refuses a parameter that has two names: a rebuilt program would have a parameter for each."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), f"{role}.{name}")
         if other != f"{role}.{name}":
@@ -302,7 +302,7 @@ def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None
 
 
 def _record(program: ProgramLike) -> dict[str, Any]:
-    """Returns a record of how to build a program. As a test, the program is built once.
+    """Returns a record of how to build a program, after building it once as a test.
 
     A network may have been changed after it was built, for example by replacing a layer. Then the
     record would build a different network.

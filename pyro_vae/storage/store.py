@@ -1,7 +1,7 @@
 """Saves the parameters, with their constraints, that your own programs keep in Pyro's store.
 
 The store holds unconstrained values. A constraint is saved as its name in
-`pyro.distributions.constraints`, with its bounds if it has some.
+`pyro.distributions.constraints`, with its bounds if it has any.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ _BOUNDED = {
 def read_store(
     programs: Iterable[ProgramLike],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-    """Returns constraints (in JSON) and copies of values, both for parameters in Pyro's store.
+    """Returns the constraints (in JSON) and copies of the values of parameters in Pyro's store.
 
     Parameters that belong to a module of one of the programs are left out.
 

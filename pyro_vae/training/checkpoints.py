@@ -91,7 +91,7 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether a checkpoint is due; the times of writing have no effect on results."""
+        """Whether a checkpoint is due; when checkpoints are written does not affect the results."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: object) -> None:
@@ -178,7 +178,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Merges the descriptions from all processes; each name gets the list of distinct values."""
+    """Merges the descriptions of all processes: lists the distinct values under each name."""
     values = {name: dict.fromkeys(one[name] for one in identities) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in values.items()}
 
@@ -277,7 +277,7 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: object) -> str:
-    """Describes an object without memory addresses, which differ between processes."""
+    """Describes an object in words, but omits memory addresses, which differ between processes."""
     if hasattr(value, "__qualname__"):  # a function or a class
         text = f"{value.__module__}.{value.__qualname__}"
     else:

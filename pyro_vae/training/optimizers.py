@@ -142,9 +142,9 @@ def _made(factory: Callable[[Any], Any], given: Any, kind: type, remedy: str) ->
 
 
 def _like_pyros(given: PyroOptim) -> str:
-    """Names the torch optimizer that a Pyro optimizer wraps, with its step size if it is known.
+    """Names the torch optimizer that a Pyro optimizer wraps, and its step size if this is known.
 
-    The name is Adam if torch has no optimizer of the name that Pyro uses.
+    If torch has no optimizer with the name of the Pyro optimizer, the answer is Adam.
     """
     made: Any = given.pt_optim_constructor
     name, options = made.__name__, given.pt_optim_args
@@ -325,7 +325,7 @@ class NoteScales(Messenger):
 
 
 class Unscaled(Messenger):
-    """Removes the scales that a program gives its sites, so that reported numbers are unscaled.
+    """Removes the scales that a program sets for its sites, so that reports omit them.
 
     The factor N / B of a mini-batch (rows of the data set over rows of the batch) is kept.
     """

@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs; only known after a call of :meth:`over`."""
+        """Number of epochs, which is known only after a call of :meth:`over`."""
         assert self.num_epochs is not None
         return self.num_epochs
 

@@ -68,7 +68,7 @@ def gain_of(history: History) -> Gain | None:
 
 
 def verdict_of(gain: Gain) -> bool | None:
-    """Whether the gain is small; `None` if neither answer has a probability of 75%."""
+    """Whether the gain is small; `None` if neither True nor False has a probability of 75%."""
     small = gain.below(SMALL_GAIN)
     if small >= PROBABLE:
         return True
@@ -76,7 +76,7 @@ def verdict_of(gain: Gain) -> bool | None:
 
 
 def _settled(history: History) -> NDArray[np.bool_]:
-    """Marks the epochs at the end of training with the same loss function as the last epoch."""
+    """Marks those epochs at the end of training that have the loss function of the last epoch."""
     others = np.flatnonzero(history.kl_weight != history.kl_weight[-1])
     is_last = np.arange(len(history.loss)) > (others[-1] if len(others) else -1)
     is_elbo = _is_elbo(history)
@@ -215,7 +215,7 @@ class Fit(Result):
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
     def _range(self) -> str:
-        """Text with both ends of the interval of the gain, because the interval is asymmetric."""
+        """Text with both ends of the gain's interval, which is not symmetric about the estimate."""
         assert self._gain is not None
         low, high = self._gain.low, self._gain.high
         if high < 0.01:

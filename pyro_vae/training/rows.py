@@ -38,7 +38,7 @@ class InMemory:
 
 
 class Moved:
-    """A reader that moves its rows to a device."""
+    """A reader that moves the rows of another reader to a device."""
 
     def __init__(self, reader: RowReader, device: torch.device) -> None:
         self.reader, self.device = reader, device
@@ -144,7 +144,7 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
     Data on disk are read once, piece by piece, and are not checked for constant columns.
 
     Returns:
-        For every tensor the number of missing entries and the number of entries, `(tensors, 2)`.
+        The number of missing entries and of all entries of every tensor, `(tensors, 2)`.
 
     Raises:
         ValueError: If rows are refused, or if the guide has parameters for each row but the data
@@ -190,7 +190,7 @@ def head(reader: RowReader) -> Batch:
 
 
 def spread_rows(count: int, most: int) -> Int[Tensor, " rows"]:
-    """Returns positions of at most `most` rows, one from each of `most` ranges of similar length.
+    """Returns positions of at most `most` rows: one row from each of as many ranges of the data.
 
     The row of each range is drawn with a fixed seed. Evenly spaced rows of hourly data could all be
     from the same hour of the day.

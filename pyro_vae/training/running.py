@@ -268,7 +268,7 @@ class Training:
         return self.begun
 
     def _shuffled(self, begun: Begun) -> list[list[Part]]:
-        """Returns the rows of every step of an epoch; a resumed epoch keeps its random order."""
+        """Returns the rows of every step of an epoch; an epoch that is resumed keeps its order."""
         size, fewest = self.stepping.batch_size, self.stepping.fewest
         if begun.done == 0:
             return self.shards.epoch(size, fewest=fewest)
@@ -280,7 +280,7 @@ class Training:
         return Signals(self.interrupts.received is not None, self._stop_requested, due)
 
     def _has_to_stop(self, signals: Signals | None = None) -> bool:
-        """Whether any process requires training to stop; also notes whether a checkpoint is due.
+        """Whether training must stop, as any process may require; notes if a checkpoint is due.
 
         Arguments:
             signals: The signals of all processes, if they are known already.

@@ -43,7 +43,7 @@ class Stream:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Inside the block, draws come from this stream; the outer stream does not advance."""
+        """Takes draws in the block from this stream; the stream outside does not advance."""
         before = random_state()
         set_random_state(self.state)
         try:
@@ -68,7 +68,7 @@ class Shard:
     stream: Stream | None = None
 
     def used(self) -> AbstractContextManager[None]:
-        """Inside the block, draws come from the shard's stream; if it has none, from the run's."""
+        """Takes draws in the block from the shard's stream, or from the run's if it has none."""
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
@@ -189,7 +189,7 @@ def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tenso
 
 
 def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Returns the parameters and buffers by name, except those with an entry for each row."""
+    """Returns parameters and buffers by name, except tables with an entry for each data row."""
     own = set(row_buffers(guide))
     return {
         f"{role}[{index}].{name}": value
@@ -226,6 +226,6 @@ def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike)
         )
     if norms and batch_size == 1:
         raise ValueError(
-            f"{next(iter(norms))} requires the variance over a batch, which one row does not have: "
+            f"{next(iter(norms))} requires the variance over a batch, but each batch has one row: "
             f"{remedy}, or pass a `batch_size` of at least 2"
         )

@@ -62,7 +62,7 @@ class Begun(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Whether a signal arrived, whether a callback requested a stop, and whether to checkpoint."""
+    """Whether a signal arrived, a callback requested a stop, or a checkpoint is due."""
 
     interrupted: bool
     stop_requested: bool
@@ -270,7 +270,7 @@ class Steps:
 
     @contextmanager
     def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
-        """Adds the step and its rows to errors about numbers that are not finite."""
+        """Adds the step and its rows to the message of an error about a non-finite number."""
         try:
             yield
         except FloatingPointError as error:
@@ -285,7 +285,7 @@ class Steps:
         return f"step {self.taken + 1} (epoch {epoch + 1}, rows [{named}])"
 
     def _is_settled(self, epoch: float | None = None) -> bool:
-        """Whether the objective's schedule has its last value, now or at the given epoch.
+        """Whether the objective's schedule has reached its last value, now or at the given epoch.
 
         Only then can steps be compiled.
         """
@@ -295,7 +295,7 @@ class Steps:
         return bool(then == self.scheduled.at(self.plan.epochs))
 
     def _steps_left(self, epoch: int, part: Part) -> int:
-        """Number of steps with batches as large as `part`, from this epoch to the last."""
+        """Number of steps, from this epoch to the last, whose batches are as large as `part`."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
