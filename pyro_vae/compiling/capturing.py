@@ -131,7 +131,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _called_as_recorded() -> Iterator[None]:
-    """Makes the compiler keep, inside the block, calls of oneDNN for oneDNN's matrix products.
+    """Makes the compiler keep oneDNN's matrix products as calls of oneDNN, inside the block.
 
     The compiler would otherwise translate these products in a way that requires constant weights.
     """
@@ -232,7 +232,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
 class _NoNumbers(TorchFunctionMode):
     """Refuses programs that read a number out of a tensor.
 
-    Where Pyro's own code reads a number, it is given a zero.
+    Where Pyro's own code reads a number, that code gets a zero.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -107,7 +107,7 @@ class _Kept:
     def drop_replaced(self, method: str, tensors: list[Tensor]) -> None:
         """Drops a method's graphs if the model's modules have other tensors than before.
 
-        A graph would go on using the old tensors, as after `load_state_dict(..., assign=True)`.
+        For example, after `load_state_dict(..., assign=True)` a graph would use the old tensors.
         """
         before = self.tensors.get(method, tensors)
         if len(before) != len(tensors) or not all(map(operator.is_, before, tensors)):
@@ -123,8 +123,8 @@ class _Kept:
 def kept_with(model: ProgramLike) -> _Kept:
     """Returns the record of a model's graphs and costs, stored in an attribute of the model.
 
-    The record of a bound method is stored in the method's object. For an object that cannot have
-    attributes, every call returns a new, empty record.
+    The record of a bound method is stored in the object that the method is bound to. For
+    an object that cannot have attributes, every call returns a new, empty record.
     """
     owner = owner_of(model)
     try:

@@ -222,7 +222,8 @@ class CompiledSteps:
         Call this method once per epoch, if callbacks may change a number in a program. The programs
         are compared if a number in an attribute of a module has changed. Changes elsewhere, such as
         of global variables, are not seen, so the programs are also compared after 1, 2, 4, 8, ...
-        epochs: a comparison can take longer than an epoch of a small model.
+        epochs, not after every epoch, because a comparison can take longer than an epoch of a small
+        model.
         """
         before, self.numbers = self.numbers, _numbers_in(self.modules)
         self.times_suspected += 1
@@ -393,7 +394,7 @@ class _Adam:
         )
 
     def several(self, loop: Loop, rows: Sequence[Tensor], total: Values) -> Taken:
-        """Takes all given steps in the compiled loop, or none if a number in any is not finite."""
+        """Takes all given steps in the compiled loop, or none if one gives a non-finite number."""
         (group,) = self.groups
         options = group.options
         settings = Settings(

@@ -178,7 +178,7 @@ def _check(name: str, length: float | int, start: float, end: float) -> None:
         raise ValueError(f"`{name}` must be positive; got {length}")
     if start < 0 or end < 0:
         raise ValueError(
-            f"`start` and `end`, weights of the KL term, must be at least 0; got start={start} "
+            f"`start` and `end`, the weights of the KL term, must be at least 0; got start={start} "
             f"and end={end}"
         )
 
@@ -224,7 +224,7 @@ class Particles(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The `Program` of a model, and what it was made for.
+    """The `Program` of a model, with the model and the forms of data that it was made for.
 
     `forms` holds, for each tensor of the batch, the shape of a datum, the dtype and the device.
     """

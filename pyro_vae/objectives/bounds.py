@@ -57,7 +57,7 @@ class IWAE(Objective):
             batch.
 
     Raises:
-        ValueError: If there is no particle.
+        ValueError: If `num_particles` is less than 1.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -101,7 +101,7 @@ class STL(IWAE):
         num_particles: Draws per datum, :math:`K`.
 
     Raises:
-        ValueError: If there is no particle.
+        ValueError: If `num_particles` is less than 1.
 
     References:
         | Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational
@@ -116,7 +116,7 @@ class STL(IWAE):
     num_particles: int = 1
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes log densities; the guide's density has gradients through the draws alone."""
+        """Computes log densities; the guide's density has gradients only through the draws."""
         return _by_path(draws, batch, draws.z)
 
 
@@ -136,7 +136,7 @@ class DReG(IWAE):
         num_particles: Draws per datum, :math:`K`.
 
     Raises:
-        ValueError: If there is no particle.
+        ValueError: If `num_particles` is less than 1.
 
     References:
         | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives
@@ -167,7 +167,7 @@ class DReG(IWAE):
 
 
 def _by_path(draws: Draws, batch: Batch, z: Tensor) -> tuple[Particles, Run]:
-    """Computes log densities at `z`; the guide's density has gradients through `z` alone."""
+    """Computes log densities at `z`; the guide's density has gradients only through `z`."""
     densities, run = draws.program.traced(z, *batch)
     return Particles(*densities, draws.log_guide_path(z), z), run
 
@@ -188,7 +188,7 @@ class Renyi(Objective):
             difference.
 
     Raises:
-        ValueError: If the order is not finite, or there is no particle.
+        ValueError: If the order is not finite, or `num_particles` is less than 1.
 
     References:
         | Rényi Divergence Variational Inference (Li & Turner, 2016)
@@ -227,7 +227,7 @@ class BetaELBO(Objective):
         num_particles: Draws per datum to average over.
 
     Raises:
-        ValueError: If the weight is negative or not finite, or there is no particle.
+        ValueError: If the weight is negative or not finite, or `num_particles` is less than 1.
 
     References:
         | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
@@ -299,9 +299,10 @@ class AnalyticELBO(BetaELBO):
         num_particles: Draws per datum for the first term.
 
     Raises:
-        ValueError: If the weight is negative or not finite, or there is no particle. When used, if
-            the program has several latent sites, or a site that is not real-valued.
-        TypeError: When used, if torch knows no closed form of the divergence.
+        ValueError: If the weight is negative or not finite, or `num_particles` is less than 1; when
+            the objective is used, if the program has several latent sites, or a site that is not
+            real-valued.
+        TypeError: When the objective is used, if torch has no formula for the divergence.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix B
@@ -357,7 +358,7 @@ def _prior(draws: Draws, run: Run) -> Distribution:
 
 
 def _divergence(q: Distribution, prior: Distribution) -> Tensor:
-    """Returns KL(q || prior) of every row, in nats, by torch's formulas."""
+    """Returns KL(q || prior) of every row, in nats, from torch's formulas."""
     if isinstance(prior, Normal) and q.event_shape:  # a scalar site becomes a vector of length one
         prior = Independent(Normal(prior.loc[..., None], prior.scale[..., None]), 1)
     for one, other in ((q, prior), (q, _multivariate(prior)), (_multivariate(q), prior)):

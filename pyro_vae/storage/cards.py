@@ -110,8 +110,8 @@ def _class(program: ProgramLike) -> str:
 def _columns(notes: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a Markdown table of the data's columns, with their centres and scales.
 
-    The list is empty if the notes do not describe columns: a user's own notes may have the same
-    names as those of this library.
+    The list is empty if the notes do not describe columns: a user's own notes may have the names
+    that this library gives to its notes on columns.
     """
     seen, units = "has" if notes["missing"] else "has not", notes["units"]
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]

@@ -371,8 +371,9 @@ def _read_tensors(folder: Path, role: str, digest: str) -> dict[str, Tensor]:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
         raise ValueError(
-            f"'{path}' is not the file that was saved with {HEADER}, but is truncated, damaged, "
-            "from another save, or not a safetensors file: copy the whole original folder again"
+            f"'{path}' is not the file that was saved together with {HEADER}: it is truncated or "
+            "damaged, belongs to another save, or is not a safetensors file: copy the whole "
+            "original folder again"
         )
     try:
         tensors = safetensors.torch.load_file(path)  # mapped, so it is read only when copied below

@@ -1,4 +1,4 @@
-"""Converts a model or guide to a JSON record of how to build it, with its tensors, and back.
+"""Converts a model or guide to its tensors and a JSON record of how to build it, and back.
 
 An object is recorded as `{"class": name, "arguments": {...}}`, and so are its arguments, down to
 numbers and strings. To rebuild the object, the name is looked up among the registered classes, and
@@ -105,7 +105,7 @@ def described(value: object) -> str:
 
 
 def full_name(value: Any) -> str:
-    """Returns the full name of a class or function, or of an object's class: "models.VAE"."""
+    """Returns the full name, such as "models.VAE", of a class, a function or an object's class."""
     named = value if _is_named(value) else type(value)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -168,7 +168,7 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _listed(name: object, table: Mapping[str, Listed], where: str) -> Listed:
-    """Looks up a name from a file in a table; refuses an unknown name."""
+    """Returns the table's entry for a name that was read from a file; refuses an unknown name."""
     if not isinstance(name, str) or name not in table:
         raise ValueError(
             f"{where} must be of a class that a file may name; got {reprlib.repr(name)}: upgrade "
@@ -196,7 +196,7 @@ def check_types(cls: type, arguments: dict[str, Any]) -> None:
     """Checks arguments against the annotations of a constructor.
 
     Raises:
-        ValueError: If an argument is unknown, or its type or range differs from the annotation.
+        ValueError: If an argument is unknown, or its type or range does not match the annotation.
     """
     entry = ENTRIES.get(cls.__name__)
     known = tuple(entry.attributes if entry else inspect.signature(cls).parameters)
@@ -275,7 +275,7 @@ def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
 
 
 def _part(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
-    """Describes a program, and adds its parameters' names to `names`, keyed by their `id`."""
+    """Describes a program; adds its parameters' names to `names`, keyed by the parameters' `id`."""
     module, architecture, reason = module_of(program), None, ""
     try:
         _check_unshared(role, module, names)
@@ -435,5 +435,5 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
 
 
 def _form(tensor: Tensor) -> str:
-    """Returns the shape and the dtype of a tensor: "(2, 3) float32"."""
+    """Returns the shape and the dtype of a tensor, such as "(2, 3) float32"."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -58,7 +58,7 @@ class Run(Protocol):
 
     @property
     def history(self) -> History:
-        """The record of the epochs so far, in new arrays at every access."""
+        """The record of the epochs so far; every access makes new arrays."""
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -72,7 +72,7 @@ class Run(Protocol):
 
 
 class Callback:
-    """Methods that `fit` calls at the start and end of training, and after steps and epochs."""
+    """Methods that `fit` calls at the start and end of training, and after every step and epoch."""
 
     def on_start(self, run: Run) -> None:
         """Called before the first step of a call of `fit`, even if that call resumes a run."""
@@ -261,7 +261,7 @@ class WandB(_Scalars):
 
 
 class Journal(Callback):
-    """Logs start and end of training (INFO) and epochs (DEBUG) to the logger "pyro_vae"."""
+    """Logs training's start and end (INFO) and every epoch (DEBUG) to the logger "pyro_vae"."""
 
     def on_start(self, run: Run) -> None:
         """Logs the epoch at which training starts."""

@@ -61,7 +61,7 @@ class Checkpoint:
             raise ValueError(f"`seconds` must be at least 0; got {self.seconds}")
         if not str(self.folder).strip():
             raise ValueError(
-                "`folder` must be the name of a folder; got an empty name: pass for example 'run-1'"
+                "`folder` must be the name of a folder; got an empty name: pass one such as 'run-1'"
             )
 
     @property
@@ -292,6 +292,6 @@ def in_words(value: object) -> str:
 
 
 def _short(text: str | None) -> str:
-    """Shortens a long description by leaving out its middle; a digest at the end is kept."""
+    """Shortens a long description by leaving out its middle; the end, such as a digest, is kept."""
     text = "nothing" if text is None else text
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"

@@ -80,8 +80,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             :func:`pyro_vae.distributed.share`. :class:`pyro_vae.data.Augmented` transforms every
             batch, for example by a new binarization. A map-style `torch.utils.data.Dataset` is read
             row by row.
-        num_epochs: Number of passes over the data. The default is enough for 3,000 steps, and at
-            least 50. With the default, training ends earlier if it has converged
+        num_epochs: Number of passes over the data. The default is at least 50, and
+            enough for 3,000 steps. With the default, training ends earlier if it has converged
             (:class:`pyro_vae.training.StopWhenConverged`).
         batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
             epoch may be smaller; its loss is weighted by its number of rows.

@@ -59,7 +59,7 @@ def adam_with(lr: float) -> OptimizerFactory:
 
 
 def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
-    r"""Makes an optimizer factory that rescales gradients :math:`g` of norms above `max_norm`.
+    r"""Makes a factory of optimizers that rescale a gradient :math:`g` of norm above `max_norm`.
 
     .. math:: g \min(1, \text{max\_norm} / \lVert g \rVert)
 

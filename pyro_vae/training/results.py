@@ -29,7 +29,7 @@ class History:
         loss: The loss that is minimized, in nats per datum, averaged over the epoch's steps, but
             without the scales that the programs set (`poutine.scale`). For Pyro's ELBOs it is minus
             `elbo`.
-        validation_elbo: ELBO of the validation data after the epoch; nan if there are none.
+        validation_elbo: ELBO of the validation data after the epoch; nan without validation data.
         validation_error: Monte Carlo error of `validation_elbo`.
         kl_weight: Weight of the KL term in the last step's loss.
         learning_rate: Step size of the first parameter group.
@@ -102,7 +102,7 @@ class Fit(Result):
         trained: Names of the trained tensors; a tensor that no module registered is named by its
             shape.
         compiled: "compiled", or the reason why the steps ran eagerly.
-        missing: Share of missing entries (nan) in the tensors that have any.
+        missing: Share of missing entries (nan) in those tensors that have missing entries.
         rounding: How low-precision products change the ELBO, in nats per datum: the ELBO with them
             minus the ELBO without them, for the first rows of the data and the same draws. `None`
             if training used no low-precision products.

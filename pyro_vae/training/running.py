@@ -280,7 +280,7 @@ class Training:
         return Signals(self.interrupts.received is not None, self._stop_requested, due)
 
     def _has_to_stop(self, signals: Signals | None = None) -> bool:
-        """Whether training must stop, as any process may require; notes if a checkpoint is due.
+        """Whether training must stop in all processes; also notes whether a checkpoint is due.
 
         Arguments:
             signals: The signals of all processes, if they are known already.

@@ -62,7 +62,7 @@ class Begun(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Whether a signal arrived, a callback requested a stop, or a checkpoint is due."""
+    """Three flags: a signal arrived, a callback requested a stop, a checkpoint is due."""
 
     interrupted: bool
     stop_requested: bool
@@ -124,7 +124,7 @@ class Steps:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Checks that all gradients computed in the block are finite; clears them at its end."""
+        """Checks that all gradients computed in the block are finite; clears them afterwards."""
         # The check is in hooks: after backward() it would be too late, since backward() itself
         # updates the rows of a table, which depend on the gradients of these tensors.
         hooks = [
@@ -249,7 +249,7 @@ class Steps:
         return batch if self.augmented is None else self.augmented.change(batch)
 
     def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> Values:
-        """Adds the gradient of one shard's rows in a step; returns ELBO and loss per datum."""
+        """Adds the gradient for one shard's rows to the tensors' `grad`; returns ELBO and loss."""
         rows = part.rows
         with part.shard.used():
             batch = next(batches)

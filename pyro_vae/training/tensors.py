@@ -107,7 +107,7 @@ def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> 
 
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
-    """Refuses a tensor with a nan or infinite entry; the error names the parameter, `name`."""
+    """Refuses a tensor with a nan or infinite entry; the error names the parameter (`name`)."""
     if capturing():  # captured steps are checked elsewhere
         return
     # The sum takes one pass; entries are checked only if it is not finite.
@@ -138,7 +138,7 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
 
 
 def named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Returns tensors by their names in Pyro's store or in a module, or else by their shapes."""
+    """Returns tensors by name: the name in Pyro's store or in a module, or else the shape."""
     stored = pyro.get_param_store().named_parameters()
     registered = {leaf: f"param '{name}'" for name, leaf in stored}
     for role, program in (("guide", guide), ("model", model)):
