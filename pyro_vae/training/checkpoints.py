@@ -46,8 +46,8 @@ class Checkpoint:
 
     Arguments:
         folder: A folder that only this run uses; created if it does not exist.
-        seconds: Time between writes, in seconds. A crash can lose at most the work of this time. A
-            checkpoint is always written when training ends, even on Ctrl-C and SIGTERM.
+        seconds: Seconds between writes. A crash loses at most the work since the last write.
+            A checkpoint is always written when training ends, even on Ctrl-C and SIGTERM.
 
     Raises:
         ValueError: If the time is negative, or the name of the folder is empty.

@@ -34,7 +34,7 @@ def adam(parameters: list[Tensor], lr: float = 2e-3) -> torch.optim.Optimizer:
     r"""Makes the default optimizer, Adam with :math:`\beta_2 = 0.99`.
 
     Adam divides each step by the root of a running average of squared gradients, in which a
-    gradient of :math:`s` steps ago has the weight :math:`\beta_2^s`. The first gradients of a VAE
+    gradient from :math:`s` steps ago has the weight :math:`\beta_2^s`. The first gradients of a VAE
     can be a thousand times as large as the later ones. With the :math:`\beta_2 = 0.999` of
     torch.optim.Adam these first gradients would keep the steps small for thousands of steps.
 
@@ -325,7 +325,7 @@ class NoteScales(Messenger):
 
 
 class Unscaled(Messenger):
-    """Removes the scales that a program sets for its sites, so that reports omit them.
+    """Removes the scales that a program sets for its sites, so that reported numbers are unscaled.
 
     The factor N / B of a mini-batch (rows of the data set over rows of the batch) is kept.
     """
