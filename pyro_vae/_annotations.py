@@ -34,7 +34,7 @@ class Interval(NamedTuple):
     unknown: bool = False  # whether nan is allowed, for an unknown number
 
     def has(self, value: float | int) -> bool:
-        """Whether the range contains a value other than nan."""
+        """Whether the range contains `value`, which must not be nan."""
         if self.is_open:
             return self.low < value < self.high or (self.endless and value == math.inf)
         return self.low <= value <= self.high
@@ -75,7 +75,7 @@ def range_of(name: str) -> Interval:
 
 
 class Misfit(Exception):
-    """The error for a value of a wrong type or out of range; a caller can add the message later."""
+    """The error for a value of a wrong type or out of range; callers add the message."""
 
     def __init__(self, error: type[Exception], text: str = "") -> None:
         self.error, self.name, self.text = error, "", text
@@ -93,7 +93,7 @@ class Kind:
 
 
 class Number(Kind):
-    """Requires a number, not a boolean; nan and infinity only if the argument allows them."""
+    """Requires a number, not a boolean; nan and infinity must be allowed by the argument."""
 
     words: ClassVar = {int: "a whole number", float: "a finite number"}
 
@@ -305,7 +305,7 @@ class Either(Kind):
 
 
 def _same(some: Sequence[Any], others: Any) -> bool:
-    """Whether two sequences of the same length have identical objects as entries."""
+    """Whether two sequences of the same length hold the same objects, not only equal ones."""
     return all(one is other for one, other in zip(some, others, strict=True))
 
 
@@ -391,4 +391,4 @@ def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> K
 
 
 class Late:
-    """Stands for a class whose library is not imported yet; only the name of the class is known."""
+    """A placeholder for a class of a library that is not imported yet; it has the class's name."""

@@ -1,4 +1,4 @@
-"""Checks the types and ranges of the arguments of public functions, when these are called.
+"""Checks the types and ranges of the arguments whenever a public function is called.
 
 A public module ends with `check_public(globals())`. Each public function, class and method is then
 wrapped: the annotation and the name of an argument say which values are allowed
@@ -170,11 +170,11 @@ def _meant(unknown: str, names: Sequence[str]) -> str:
     close = close or difflib.get_close_matches(unknown, names, 1)
     if close:
         return f"pass `{close[0]}`"
-    return f"pass one of {', '.join(names)}" if names else "pass no argument"
+    return f"pass one of {', '.join(names)}" if names else "pass no arguments"
 
 
 def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
-    """Writes the part of an error message that says what to pass instead."""
+    """Returns the part of an error message that says what to pass instead."""
     name, default = parameter.name, parameter.default
     classes = [part for part in _parts(value) if isinstance(part, type)]
     if classes:
@@ -198,7 +198,7 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _plain(kind: Kind, value: Any) -> str:
-    """Writes code that turns a tensor or an array `x` into a valid plain value, or returns ""."""
+    """Returns code that makes a valid plain value from a tensor or array `x`; "" if none does."""
     if not isinstance(value, Tensor | np.ndarray) or value.ndim > 1:
         return ""
     try:
@@ -215,7 +215,7 @@ def _plain(kind: Kind, value: Any) -> str:
 
 
 def _conversion(name: str, kind: Kind, value: Any) -> str:
-    """Writes code that converts an argument to the tensor or the array that is expected."""
+    """Returns advice on how to convert an argument to the tensor or the array that is expected."""
     if kind.expected.startswith("an int"):
         if isinstance(value, slice):
             return f"pass positions, as in torch.arange(num_data)[{name}]"
@@ -253,7 +253,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 
     Arguments:
         function: A function with annotated arguments.
-        tensors: Whether tensors are checked, too; methods for inner loops skip this.
+        tensors: Whether tensors are checked, too; methods that inner loops call skip this.
 
     Example:
         >>> def double(num_samples: int) -> int:
@@ -317,7 +317,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Adds an argument's name to errors in the block, unless an error has the name already.
+    """Adds an argument's name to errors raised in the block, unless they name it already.
 
     Example:
         >>> with naming("validation"):

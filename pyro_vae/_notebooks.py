@@ -35,7 +35,7 @@ def html_of(summary: str) -> str:
 
 
 def _table(lines: Sequence[str]) -> str:
-    """Makes a table of lines that are aligned by blanks; the first line has the headings."""
+    """Makes a table from lines that blanks align in columns; the first line has the headings."""
     head, *rows = _cells([line for line in lines if line.strip("-")])
     body = "".join(_row(cells, "td") for cells in rows)
     return (
@@ -53,7 +53,7 @@ def _cells(lines: Sequence[str]) -> list[list[str]]:
 
 
 def _row(cells: Sequence[str], kind: str) -> str:
-    """Makes a row: the first cell is aligned left, with its indent; numbers are aligned right."""
+    """Makes a row: the first cell is aligned left, with its indent, and all others right."""
     first, *others = cells
     indent = "&nbsp;" * (len(first) - len(first.lstrip()))
     entries = [
@@ -64,14 +64,14 @@ def _row(cells: Sequence[str], kind: str) -> str:
 
 
 def picture_of(draw: "Callable[[], Figure]", alt: str) -> str:
-    """Draws a plot, returns it as an HTML image tag, and closes the figures that it opened.
+    """Draws a plot, returns it as an HTML image tag, and closes the figures that were opened.
 
     Arguments:
         draw: Draws the plot.
         alt: What the picture shows, for readers who cannot see it.
 
     Returns:
-        The tag; an empty text if the result has no plot, or its numbers cannot be drawn.
+        The tag; an empty string if the result has no plot, or if its numbers cannot be drawn.
     """
     from matplotlib import pyplot
 

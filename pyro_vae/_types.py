@@ -78,8 +78,8 @@ def install_line(*packages: str) -> str:
 class Estimate(NamedTuple):
     """A Monte Carlo estimate and its standard error, in the same unit and shape.
 
-    An estimate prints as many digits as the error warrants, and accepts the format codes of a
-    number.
+    An estimate is printed with as many digits as its error warrants; the format codes of numbers,
+    such as `.3f`, work for it, too.
 
     Arguments:
         value: The estimate, of any shape.

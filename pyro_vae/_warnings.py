@@ -19,7 +19,7 @@ _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = Context
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Gives a warning that points at the innermost line outside this package, Pyro and torch."""
+    """Issues a warning that points at the innermost line outside this package, Pyro and torch."""
     level, frame = 2, sys._getframe(1)
     while (
         frame.f_back is not None
@@ -40,9 +40,9 @@ def warn_of_column(name: str, message: str) -> None:
 
 @contextmanager
 def once_for_all_columns() -> Iterator[None]:
-    """Gives one warning for all columns with the same problem.
+    """Issues one warning for all columns that have the same problem.
 
-    The warning is the one about the first of these columns, followed by the names of the others.
+    It is the warning about the first of these columns, followed by the names of the others.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

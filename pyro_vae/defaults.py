@@ -8,11 +8,11 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | --- | --- |
 | only zeros and ones, or images in [0, 1] | `Bernoulli` |
 | other arrays; tables of real-valued columns only | `Gaussian`, one learned sigma per column |
-| a real-valued column beside other kinds | `Gaussian`, a learned sigma, at least sd(column) / 100 |
+| real-valued columns of mixed tables | `Gaussian`, a learned sigma, at least sd(column) / 100 |
 | numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | D / 2 latents, from 1 to 10; one hidden layer of 4 D units, from 32 to 256 |
-| a wide table of many rows | D / 2 latents, up to one for every ten rows, and at most 32 |
+| a wide table of many rows | D / 2 latents, but at most one per ten rows, and at most 32 |
 | several kinds of columns, or nan | an encoder that sees indicators, logarithms and missingness |
 | a table of at most 512 columns | training starts at factor analysis; q is full-rank |
 """
@@ -72,10 +72,10 @@ class Architecture:
         likelihood: The likelihood, p(y | z); every model gets a copy.
         linear_start: Whether a model of a table of at most 512 columns starts at factor analysis
             (`pyro_vae.linear_start`). With at most 32 latents, q is then full-rank, so that it can
-            equal the posterior of factor analysis. Otherwise the model starts at random weights,
-            with a mean-field q. On a table of a few hundred rows, training takes too few steps to
-            find even the linear solution; there, the linear start raises the held-out log density
-            by several tenths of a nat per datum.
+            equal the posterior of factor analysis. Without a linear start, the model begins with
+            random weights, and q is mean-field. On a table of a few hundred rows, training takes
+            too few steps to find even the linear solution; there, the linear start raises the
+            held-out log density by several tenths of a nat per datum.
     """
 
     latent_dim: int | None = None
@@ -127,7 +127,7 @@ def mixed(columns: Columns, chosen: Mapping[str, Likelihood] | None = None) -> M
 
     Arguments:
         columns: The columns of a table.
-        chosen: Likelihoods of your own for some columns, by the column's name.
+        chosen: Likelihoods of your own for some columns; the keys are the columns' names.
 
     Raises:
         ValueError: If `chosen` names a column that the table does not have.

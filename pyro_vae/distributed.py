@@ -12,10 +12,10 @@ takes its share of the data, and trains and evaluates as a single process would:
 Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
 are never sent. An estimate for a datum depends only on the seed, on the content of its row, and on
 how many equal rows precede it in its share. So the gathered results are those of one process for
-all rows, in the same order. The exception is equal rows in different shares. A single process would
-give them different draws, but here the first of them in one share has the same draws as the first
-of them in another share, and likewise for the second and all further ones. Equal rows within a
-share always get different draws.
+all rows, in the same order. The exception is a row that occurs in several shares. A single process
+would use different draws for each occurrence. Here, the first occurrence in one share gets the same
+draws as the first occurrence in any other share, the second the same as the second, and so on.
+Within a share, each occurrence always gets draws of its own.
 
 Without a process group there is only one process, and its share is the whole data set.
 """
@@ -67,16 +67,16 @@ def cuts(num_data: int, shares: int) -> list[int]:
     """
     if not 1 <= shares <= num_data:
         raise ValueError(
-            f"{count_of(num_data, 'row')} can be split into 1 to {count_of(num_data, 'share')}, so "
-            f"that no share is empty; got `shares={shares}`: pass a number in this range (the "
-            "default is the number of processes)"
+            f"`shares` must be from 1 to {num_data} for {count_of(num_data, 'row')}, because every "
+            f"share must have a row; got {shares}: pass a number in this range (the default is "
+            "the number of processes)"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]
 
 
 class Share:
-    """A reader of a range of rows of another reader; rows outside the range are never read.
+    """A reader that reads a range of the rows of another reader, and never any other row.
 
     Arguments:
         reader: The reader of all rows.
@@ -146,7 +146,7 @@ def gather(result: _Result) -> _Result:
 
     Returns:
         The result for all rows, so means and totals over data are those of the whole data set. If
-        there are several processes, it is on the CPU.
+        there are several processes, the result is on the CPU.
 
     Example:
         >>> gather(torch.arange(3))  # one process

@@ -255,9 +255,9 @@ def export(
     Raises:
         ImportError: If a format needs a package that is not installed.
         TypeError: If the guide is written by hand.
-        ValueError: If the folder holds anything but an export, or if a program cannot be exported:
-            because of a table of local parameters, a branch on data, or an operation that ONNX
-            lacks.
+        ValueError: If the folder holds anything but an export, or if a program cannot be exported
+            because the guide has a table of local parameters, the program branches on data, or
+            ONNX lacks an operation.
 
     References:
         | torch.export: https://docs.pytorch.org/docs/stable/export.html
@@ -368,8 +368,9 @@ def _amortized(guide: ProgramLike) -> Guide:
         )
     if is_tied_to_rows(guide):
         raise ValueError(
-            f"{type(guide.map).__name__} has parameters only for the data it was trained on, but "
-            "no encoder to export: train a guide pv.Guide(model, pv.Encoder(net)) instead"
+            f"{type(guide.map).__name__} has parameters only for the data that it was trained "
+            "on, and no encoder that could be exported: train pv.Guide(model, pv.Encoder(net)) "
+            "instead"
         )
     return guide
 
@@ -452,7 +453,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
 
 
 def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
-    """Replaces two captured values of an argument by an expression in the number of rows."""
+    """Replaces the values of an argument in two captures by an expression in the number of rows."""
     if isinstance(one, tuple | list) and isinstance(other, type(one)) and len(one) == len(other):
         return type(one)(_merged(*pair, rows) for pair in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

@@ -22,7 +22,7 @@ class Column:
     """A column of a table.
 
     Arguments:
-        key: Name for programs that read the report, unique in its table.
+        key: Name of the column for programs that read the report; unique in its table.
         name: Heading of the column.
         definition: What the numbers are, in a sentence or two.
         unit: Unit of the numbers, such as "nats"; empty if there is none.
@@ -42,8 +42,8 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
     Arguments:
         value: A single number, in any unit.
         error: The standard error of the value, in the same unit; nan if there is none.
-        spec: Format of both numbers, such as `.3f`; a sign option applies to the value only. Empty
-            for as many digits as the error warrants.
+        spec: Format of both numbers, such as `.3f`; a sign option applies to the value only. If it
+            is empty, as many digits are shown as the error warrants.
 
     Returns:
         Plain text; :func:`typeset` uses a typographic minus sign.
@@ -71,7 +71,7 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
 
 
 def _decimals(error: float) -> int:
-    """Returns how many decimals show two digits of an error."""
+    """Returns the number of decimals that are needed to show two digits of an error."""
     if error == 0:
         return _MOST_DECIMALS
     if not math.isfinite(error):
@@ -80,7 +80,7 @@ def _decimals(error: float) -> int:
 
 
 def several(value: Tensor, error: Tensor, spec: str = "") -> str:
-    """Formats values and errors of any shape in one line: the first few, and the shape.
+    """Formats values and errors of any shape in one line: the first few of them, and the shape.
 
     Example:
         >>> import torch
@@ -96,7 +96,7 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def four_digits(value: float) -> str:
-    """Formats a number with four significant digits, or as an integer from 10,000 to ten million.
+    """Formats a number with four significant digits; between 10,000 and ten million, as an integer.
 
     Example:
         >>> four_digits(7.2345), four_digits(101325.4), four_digits(2e9)
@@ -181,7 +181,7 @@ def counted(reasons: Iterable[tuple[str, int]]) -> str:
 
 
 def on_condition(given: str) -> str:
-    """Returns a comma and the conditions of a result, to append to a text; "" without conditions.
+    """Returns a comma and the conditions of a result, to append to a text; "" if there are none.
 
     Example:
         >>> "3 draws each" + on_condition("given mu")

@@ -75,13 +75,13 @@ def _wait_for_others() -> None:
 
 
 def _after_fork() -> None:
-    """Releases the lock in the parent after a fork, so that other threads go on."""
+    """Releases the lock in the parent after a fork, so that other threads can go on."""
     if _waited.pop():
         ALONE.release()
 
 
 def _free_in_child() -> None:
-    """After a fork, frees in the child what other threads of the parent held: lock and handlers."""
+    """After a fork, frees in the child the lock and the handlers that the parent's threads held."""
     if _waited.pop():
         ALONE.release()
         return
@@ -150,7 +150,7 @@ def forked(seed: int, name: str) -> Iterator[None]:
 
 
 def forked_if(seed: int | None, name: str) -> AbstractContextManager[None]:
-    """Does the same as :func:`forked`; without a seed, draws use the caller's random state."""
+    """Does the same as :func:`forked`; if `seed` is None, draws use the caller's random state."""
     return nullcontext() if seed is None else forked(seed, name)
 
 
@@ -448,7 +448,7 @@ class Heard:
     Arguments:
         names: For each stream or key, the name of the quantity.
         askers: For each stream or key, the functions that requested it.
-        drawn: One entry per key and request of counter-based noise: the key, the kind of numbers,
+        drawn: One entry per key and request for counter-based noise: the key, the kind of numbers,
             and the positions in the key's sequence where the numbers start and end.
     """
 
@@ -493,6 +493,6 @@ def _asker() -> str:
 
 
 def _drawn(keys: Tensor, kind: int, start: int, stop: int) -> None:
-    """Adds a request of noise to the records that :func:`listening` makes."""
+    """Adds a request for noise to the records that :func:`listening` makes."""
     for listener in _LISTENERS:
         listener.drawn.extend((key, kind, start, stop) for key in keys.tolist())

@@ -19,7 +19,7 @@ _Class = TypeVar("_Class", bound=type)
 
 @dataclass(frozen=True)
 class Entry:
-    """A class; `attributes` maps each constructor argument to the attribute that holds it."""
+    """A registered class; `attributes` maps constructor arguments to attributes that hold them."""
 
     cls: type
     attributes: dict[str, str]
@@ -76,8 +76,8 @@ def add(cls: type, attributes: dict[str, str]) -> None:
     if known is not None and known.cls.__module__ != cls.__module__:
         raise ValueError(
             f"the name {cls.__name__!r} of a registered class must be unique, because saved files "
-            f"name classes; got classes of {known.cls.__module__} and of {cls.__module__}: rename "
-            "your class"
+            f"refer to classes by name; got classes of this name in the modules "
+            f"{known.cls.__module__} and {cls.__module__}: rename your class"
         )
     _ENTRIES[cls.__name__] = Entry(cls, attributes)
 

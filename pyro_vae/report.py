@@ -176,7 +176,7 @@ class Table:
         if wrong:
             raise ValueError(
                 f"every row of '{self.caption}' must have {count_of(len(self.columns), 'cell')}; "
-                f"got {len(wrong[0])} in {[cell.text for cell in wrong[0]]}: "
+                f"got a row of {len(wrong[0])}, {[cell.text for cell in wrong[0]]}: "
                 "pass one cell per column"
             )
 

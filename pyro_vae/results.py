@@ -74,7 +74,7 @@ Doubts: TypeAlias = Mapping[Doubt, Bool[Tensor, " batch"]]
 
 
 class Mean(Estimate):
-    """A mean over data, with the number of data in doubt, and the mean of all other data.
+    """A mean over data, with the number of data in doubt, and the mean over all other data.
 
     Arguments:
         value: The mean over all data.
@@ -112,15 +112,15 @@ class MeanOverData(Mean):
     Arguments:
         value: The mean over all data.
         error: Monte Carlo error: how far other draws would move the mean, on the same data.
-        population_error: Sampling error: how far other data would move the mean. This error
-            includes the Monte Carlo error, which adds to the spread over data.
+        population_error: Sampling error: how far other data would move the mean. It is computed
+            from the spread over data, so it includes the Monte Carlo error.
     """
 
     population_error: Tensor
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """Averages independent estimates along the first axis, which must have two or more data."""
+        """Averages independent estimates over the data on the first axis, at least two."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error
@@ -137,7 +137,10 @@ def _mean(estimate: Estimate) -> Estimate:
 
 
 class Result:
-    """The base of every result. A subclass has `summary`, which ends with a verdict, and `plot`."""
+    """The base class of every result.
+
+    A subclass defines `plot`, and `summary`, whose last line is a verdict.
+    """
 
     def summary(self) -> str:
         """The result in words and numbers; the last line is the verdict."""
@@ -150,7 +153,7 @@ class Result:
 
         Returns:
             The `Axes` if the plot is a single panel, and a NumPy array of `Axes` with one or two
-            dimensions if it consists of panels (even if there is only one), as from
+            dimensions if it is a grid of panels (even if the grid has only one), as from
             `matplotlib.pyplot.subplots` and ArviZ. A comparison of guides has several figures, and
             returns a dictionary of them.
         """
@@ -365,7 +368,7 @@ def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
 
 
 def any_of(doubts: Doubts, like: Tensor) -> Tensor:
-    """Returns a mask of the data that any doubt applies to, in the shape of `like`."""
+    """Returns a mask of the data to which at least one doubt applies, in the shape of `like`."""
     nobody = torch.zeros_like(like, dtype=torch.bool)
     return torch.stack([nobody, *doubts.values()]).any(dim=0)
 

@@ -234,8 +234,8 @@ class VAE(
         """Decodes latents `(n_samples, latent_dim_)` to means of p(x | z), in the data's own units.
 
         Returns:
-            An array, or a table if the table passed to `fit` held words, categories or dates. A
-            column of words or categories holds the most probable ones.
+            An array, or a table if the table passed to `fit` held words, categories or dates. In
+            a column of words or categories, each entry is the most probable one.
         """
         _require_fitted(self)
         with _advised(_ADVICE):
@@ -243,7 +243,8 @@ class VAE(
         if z.shape[1] != self.latent_dim_:
             raise ValueError(
                 f"`X` must have {count_of(self.latent_dim_, 'column')}, one for each entry of z; "
-                f"got {count_of(z.shape[1], 'column')}: pass rows of transform(X)"
+                f"got {count_of(z.shape[1], 'column')}: pass latents, "
+                "such as the output of transform() for your data"
             )
         means = self.model_.decode(torch.from_numpy(np.array(z, dtype=np.float64)))
         found = self._own_units(means)
@@ -312,7 +313,7 @@ class VAE(
             raise ValueError(
                 f"`X` has {count_of(holes, 'missing entry')} (nan), but the rows passed to `fit` "
                 "had none, so the encoder has not learned to handle them: fit on rows with missing "
-                "entries, or fill these entries in"
+                "entries, or fill in these entries"
             )
         return rows, dtype
 
@@ -398,7 +399,8 @@ class VAE(
         if result.stopped == "interrupted":
             warn(
                 f"training was interrupted after {count_of(len(result.history.epoch), 'epoch')}, "
-                "and the estimator answers with the parameters so far: call `fit` again to train it"
+                "and the estimator uses the parameters reached by then: call `fit` again to train "
+                "it"
             )
         return result.history, result.best_epoch
 
@@ -434,7 +436,7 @@ def _advised(advice: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_arrays(table: Any) -> Iterator[None]:
-    """In the block, errors about an array say how to drop columns of an array, not of a frame."""
+    """Makes errors about an array, raised in the block, say how to drop columns of an array."""
     try:
         yield
     except ValueError as error:

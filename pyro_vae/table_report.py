@@ -134,7 +134,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Returns the first column and all columns that vary; if there is one row, all columns."""
+    """Returns the first column and all columns that vary; if there is only one row, all columns."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())
@@ -257,7 +257,7 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
         "probabilities",
         "Ordinary rows follow the diagonal; outliers form a flat stretch at the left; a model "
         "that does not fit bends the whole curve.",
-        "Rows among data simulated from the model.",
+        "The rows compared with data simulated from the model.",
     )
     return [Table("The most unusual rows", [_NAME, *_OUTLYING], cells, note), picture]
 

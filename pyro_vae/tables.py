@@ -165,7 +165,9 @@ class TableVAE:
         and `history` give the ELBOs that are optimized, in which columns are standardized.
         """
         if self.dataset is None:
-            raise ValueError("the model has no training rows: create a model by TableVAE.of(table)")
+            raise ValueError(
+                "the model has no training rows: create a model with pv.TableVAE.of(table)"
+            )
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
         if self.validation is not None and "validation" not in how:
             how = {"validation": self.validation, "patience": _PATIENCE, **how}
@@ -199,7 +201,7 @@ class TableVAE:
         return weights[0].dtype if weights else torch.get_default_dtype()
 
     def trained_on(self, data: Any) -> Tensor:
-        """Returns a mask `(rows,)`, which is true for the rows of a table that were trained on.
+        """Returns a mask `(rows,)`, true for those rows of a table on which the model was trained.
 
         Rows of an array that was binarized are recognized by their values before binarization.
 
@@ -208,8 +210,8 @@ class TableVAE:
         """
         if self.digests is None:
             raise ValueError(
-                "pyro_vae does not know on which rows this model was trained: create the model by "
-                "TableVAE.of(table)"
+                "pyro_vae does not know on which rows this model was trained: create the model "
+                "with pv.TableVAE.of(table)"
             )
         # Rows of a table are digested after they are standardized, rows of an array before.
         plain = self.units if isinstance(self.units, Columns) else Scaling()
@@ -476,8 +478,8 @@ class TableVAE:
             units, digests = made.from_json(about["units"]), _unpacked(about["digests"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"'{folder}' is damaged, because its description of the columns cannot be read "
-                f"({error!r}): copy the original folder again"
+                f"the description of the columns in '{folder}' is damaged ({error!r}): copy the "
+                "original folder again"
             ) from error
         return cls(model, guide, units, bool(about["missing"]), digests)
 
@@ -489,7 +491,7 @@ class TableVAE:
         if not isinstance(self.units, Columns):
             raise ValueError(  # noqa: TRY004 (about how the model was made, not an argument)
                 "this is not a model of a table, so its columns have no names: make such a model "
-                "by TableVAE.of(table)"
+                "with pv.TableVAE.of(table)"
             )
         return self.units
 
@@ -538,7 +540,7 @@ class TableVAE:
             raise ValueError(
                 f"the rows have {count_of(holes, 'missing entry')}, but the training rows had "
                 "none, so the encoder has not learned to handle them: train on data with missing "
-                "entries, or fill these entries in by `impute`, which needs no encoder"
+                "entries, or fill in these entries with `impute`, which needs no encoder"
             )
 
     def _shift(self, rows: Tensor) -> Float[Tensor, " rows"]:

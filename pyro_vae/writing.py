@@ -177,7 +177,7 @@ def _refusing(path: Path) -> Iterator[None]:
 def _encoded(name: str) -> bytes:
     """Encodes a name for the file system; refuses a name that cannot be encoded."""
     if "\0" in name:
-        raise ValueError(f"a name must have no zero byte; got {name!r}: choose another name")
+        raise ValueError(f"a name must not contain a zero byte; got {name!r}: choose another name")
     try:
         return os.fsencode(name)
     except UnicodeEncodeError as error:
@@ -259,7 +259,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(place: Path) -> Iterator[None]:
-    """Adds the place, and a remedy, to errors of the system, such as a full disk."""
+    """Adds the place and a remedy to errors of the operating system, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -277,7 +277,7 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes temporary files for this path that belong to processes which no longer run."""
+    """Removes temporary files for this path that were left by processes that no longer run."""
     for left in path.parent.iterdir():
         name = left.name.removesuffix(path.suffix) if path.suffix else left.name
         if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):

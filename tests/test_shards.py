@@ -80,7 +80,7 @@ def test_cuts_are_those_of_torch() -> None:
     augmented = pv.data.Augmented((y, -y), torch.neg)
     piece, other = pv.distributed.share(augmented, 1, 2).data
     assert torch.equal(torch.cat([piece, -other]), y[6:].repeat(2))
-    with pytest.raises(ValueError, match="11 rows can be split into 1 to 11 shares"):
+    with pytest.raises(ValueError, match="must be from 1 to 11 for 11 rows"):
         pv.distributed.share(y, 0, 12)
     for index in (-1, 3):
         with pytest.raises(ValueError, match=f"from 0 to 2 for 3 shares; got {index}"):
@@ -190,7 +190,7 @@ def test_compiled_steps_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_shards_than_rows_are_refused() -> None:
     """Each has one row at least."""
-    with pytest.raises(ValueError, match="10 rows can be split into 1 to 10 shares"):
+    with pytest.raises(ValueError, match="must be from 1 to 10 for 10 rows"):
         fit(*small(), data(10), shards=11)
 
 

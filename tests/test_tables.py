@@ -504,7 +504,7 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
     damaged: dict[str, Any] = {"table": True, "units": {"columns": [{}]}, "digests": None}
     for about in (damaged, damaged | {"units": 3}, damaged | {"table": False, "digests": "?"}):
         pv.save(tmp_path / "m", model=model, about={**about, "missing": False})
-        with pytest.raises(ValueError, match="is damaged, because its description of the columns"):
+        with pytest.raises(ValueError, match=r"description of the columns in .* is damaged"):
             pv.TableVAE.load(tmp_path / "m")
 
 

@@ -69,21 +69,22 @@ examples:
     "compare": (
         compare_guides,
         (DataChoice, ModelChoice, CompareChoice),
-        "train under several guides and compare the guides",
+        "train a model with each of several guides, and compare the guides",
         f"""{_DATA}
 
 examples:
   pyro-vae compare digits --out results
       a table, figures, ArviZ files and models of three guides on handwritten digits
   pyro-vae compare squares --guides amortized,global --epochs 300
-      shows why one q(z) for all data fails: it gives the average image, at a rate of zero
+      shows why one q(z) for all data fails: every decoded image is the average image, and the
+      rate is zero
   pyro-vae compare measurements.csv --latents 4 --out results
 """,
     ),
     "fit": (
         fit_guide,
         (DataChoice, ModelChoice, FitChoice),
-        "train a model under one guide, and save model and guide",
+        "train a model with one guide, and save model and guide",
         f"""{_DATA}
 
 examples:
@@ -109,7 +110,7 @@ examples:
         """\
 examples:
   pyro-vae embed model measurements.csv --out embedding.csv
-      a column per latent, next to the row's position and the dropped columns
+      a column per latent, next to the row's number (from 0) and the dropped columns
 """,
     ),
     "impute": (
@@ -128,8 +129,8 @@ examples:
         "find rows that are unusual under the model, with p-values",
         """\
 p is the share of simulated data whose density is at most that of the row. The data are simulated
-from the model, once for all rows; --reference is their number. If a row has missing entries, these
-entries of the simulated data are left out, too.
+from the model once, and compared with every row; --reference sets their number. Where a row has a
+missing entry, this entry of the simulated data is left out, too.
 
 examples:
   pyro-vae outliers model                    the held-out rows of the model's own data
@@ -214,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _shown_once() -> Callable[..., None]:
-    """Returns a function that prints each warning once, however often a table is read."""
+    """Returns a function that prints each warning only once, even if it is given several times."""
     seen = set[str]()
 
     def once(message: Warning | str, *_: object, **__: object) -> None:
@@ -227,9 +228,9 @@ def _shown_once() -> Callable[..., None]:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Prints warnings and errors that a user can mend, one line each.
+    """Prints warnings, and errors that the user can fix, as one line each.
 
-    After an error, exits with status 1.
+    After an error, the process exits with status 1.
     """
     try:
         with warnings.catch_warnings():

@@ -56,7 +56,7 @@ def _above_zero(text: str) -> float:
 
 def _path(text: str) -> Path:
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"the value must be a name; got '{text}'")
+        raise argparse.ArgumentTypeError(f"the value must name a file or a folder; got '{text}'")
     return Path(text)
 
 
@@ -96,7 +96,7 @@ def _guides(text: str) -> tuple[str, ...]:
 
 
 def _kinds(text: str) -> dict[str, str]:
-    """Reads kinds of columns, as in `age=Real,visits=Count`."""
+    """Parses the kinds of some columns, as in `age=Real,visits=Count`."""
     pairs = [part.rpartition("=")[::2] for part in parts(text)]
     kinds = dict(pairs)
     if len(kinds) < len(set(pairs)):
@@ -111,9 +111,9 @@ def _kinds(text: str) -> dict[str, str]:
 def show(text: str, *, as_error: bool = False) -> None:
     """Prints a text, on standard output or, for warnings, on standard error.
 
-    If nobody reads any more, because a pipe was closed or a terminal is gone, further texts are
-    dropped, so that the command can still save its results. Letters that the encoding of the
-    stream lacks are escaped.
+    Once the stream can no longer be written to, because a pipe was closed or a terminal is gone,
+    further texts are dropped, so that the command can still save its results. Characters that the
+    encoding of the stream cannot represent are escaped.
     """
     to = sys.stderr if as_error else sys.stdout
     try:
@@ -125,7 +125,7 @@ def show(text: str, *, as_error: bool = False) -> None:
 
 
 def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
-    """Makes a dataclass field for an option; `how` is passed to argparse's `add_argument`."""
+    """Makes a dataclass field for an option; argparse's `add_argument` gets the arguments `how`."""
     return field(default=default, metadata={"help": text, "flags": flags, **how})
 
 
@@ -182,14 +182,15 @@ class DataChoice:
     )
     kinds: dict[str, str] | None = option(
         None,
-        f"kinds of columns, where the detected kinds do not fit: {', '.join(KINDS)}",
+        f"kinds of the columns whose detected kind is wrong, out of {', '.join(KINDS)}",
         type=_kinds,
         metavar="COLUMN=KIND,...",
     )
     missing: Sequence[str] = option(
         (),
-        "marks of missing entries, besides empty cells, as in --missing=-999,n.d.; a mark that is "
-        "for one column follows the column's name, as in --missing=age=99",
+        "cells to read as missing entries, in addition to empty cells, as in --missing=-999,n.d.; "
+        "to read a cell as missing in one column only, put the column's name in front, as in "
+        "--missing=age=99",
         type=_names,
         metavar="CELL,...",
     )
@@ -207,12 +208,12 @@ class DataChoice:
 
     @property
     def is_grey(self) -> bool:
-        """Whether a file is read as grey levels, because it is divided or binarized."""
+        """Whether the data are grey levels, as options that divide or binarize them imply."""
         return self.binarize is not None or self.divide_by != 1
 
     @property
     def layout(self) -> Layout:
-        """Returns the layout by which a text file is split into cells."""
+        """Returns the layout that says how a text file is split into cells."""
         separator = None if self.sep is None else SEPARATORS.get(self.sep, self.sep)
         return Layout(separator, self.header, missing=tuple(self.missing))
 
@@ -248,14 +249,15 @@ class ModelChoice:
     )
     sigma: float | None = option(
         None,
-        "fixed standard deviation of --likelihood gaussian, in the units of the preprocessed "
+        "fixed standard deviation for --likelihood gaussian, in the units of the preprocessed "
         "data (default: learned)",
         type=_above_zero,
     )
     latent_dim: int | None = _count(
         None,
-        "number of latents; by default half the number of columns, at least 1 and at most 10; a "
-        "table of up to 512 columns may get more, one per ten training rows and at most 32",
+        "number of latents; by default half the number of columns, but at least 1 and at most 10; "
+        "for a table of up to 512 columns, the maximum rises to one latent per ten training rows, "
+        "up to 32",
         "--latents",
     )
     hidden: Sequence[int] | None = option(
@@ -333,7 +335,7 @@ class ModelChoice:
         }
 
     def require_apart(self, out: Path) -> None:
-        """Refuses a folder of results that would also hold the state of training.
+        """Refuses an --out that is the folder of --resume, or that contains this folder.
 
         Saving replaces the whole folder of results, and refuses a folder that holds other files.
         """
@@ -348,7 +350,7 @@ class ModelChoice:
             )
 
     def kept(self, part: str) -> dict[str, Any]:
-        """Returns the argument `checkpoint` of one training run: a subfolder of --resume."""
+        """Returns the argument `checkpoint` for one training run: a subfolder of --resume."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
@@ -414,8 +416,8 @@ class Question:
 
     folder: Path = _folder(
         MISSING,
-        "folder of a saved model: OUT of `fit --out OUT`, or a folder in OUT/models of `compare "
-        "--out OUT`",
+        "folder of a saved model: OUT after `fit --out OUT`, or a folder in OUT/models after "
+        "`compare --out OUT`",
         "folder",
     )
     data: str | None = option(
@@ -434,8 +436,8 @@ class EvaluateChoice:
 
     samples: int = _count(5000, "number of importance samples per datum (default %(default)s)")
     tightest: bool = _switch(
-        "for log p, fit a proposal to each row for which draws from the guide are not enough; "
-        "slower, but log p of more rows can be trusted"
+        "to estimate log p, fit a proposal to each row for which draws from the guide do not "
+        "suffice; this is slower, but log p can be trusted for more rows"
     )
     out: Path | None = _folder(
         None, "folder for log_p.csv, which has one row per datum (default: nothing is saved)"
@@ -447,7 +449,7 @@ class EmbedChoice:
     """options for the embedding"""  # noqa: D415
 
     out: Path = _file(
-        Path("embedding.csv"), "file for the positions, .csv or .parquet (default %(default)s)"
+        Path("embedding.csv"), "file for the embedding, .csv or .parquet (default %(default)s)"
     )
 
 
@@ -467,7 +469,7 @@ class ImputeChoice:
 class OutliersChoice:
     """options for finding outliers"""  # noqa: D415
 
-    reference: int = _count(1000, "number of data simulated for reference (default %(default)s)")
+    reference: int = _count(1000, "number of reference data to simulate (default %(default)s)")
     false_discoveries: float = option(
         0.05,
         "false discovery rate, the expected share of ordinary rows among the flagged rows "
@@ -496,7 +498,7 @@ class ReportChoice:
     samples: int = _count(1000, "number of importance samples per datum (default %(default)s)")
     reference: int = _count(
         1000,
-        "number of data simulated for reference when outliers are flagged (default %(default)s)",
+        "number of reference data to simulate for flagging outliers (default %(default)s)",
     )
     out: Path = _file(Path("report.html"), "file for the report, .html (default %(default)s)")
 
@@ -520,7 +522,7 @@ def options_of(group: type) -> "list[Field[Any]]":
 
 
 def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
-    """Adds the option that a dataclass field defines to a group of options of a parser."""
+    """Adds an option, which a dataclass field defines, to an argument group of a parser."""
     how = dict(entry.metadata)
     flags = how.pop("flags") or (f"--{entry.name.replace('_', '-')}",)
     if entry.default is not MISSING:

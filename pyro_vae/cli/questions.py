@@ -88,9 +88,9 @@ def selection_of(question: Question, run: Run) -> Selection:
     held_out = question.data is None
     if held_out and not path.exists():
         raise FileNotFoundError(
-            f"the model in '{question.folder}' was trained on a part of '{path}', which does not "
-            "exist: name a file of rows as DATA, after the folder of the model, or change the "
-            "current folder"
+            f"the model in '{question.folder}' was trained on rows of '{path}', but there is no "
+            "such file: name a file of rows as DATA, after the folder of the model, or run the "
+            "command in the folder where the model was trained"
         )
     which = replace(which, key=key_for(path, which.key))
     if isinstance(vae.units, Columns):
@@ -101,14 +101,14 @@ def selection_of(question: Question, run: Run) -> Selection:
 def _of_table(
     vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool
 ) -> Selection:
-    """Reads rows of a table, and chooses those to use and the columns that identify them."""
+    """Reads a table; selects the rows to use, and the columns that identify these rows."""
     frame = table_of(path, which.key, which.layout, which.drop, which.declared)
     if frame is None:
         assert isinstance(vae.units, Columns), "the caller calls this function only for tables"
         raise ValueError(
             f"the model was trained on a table with {count_of(len(vae.units.names), 'column')}, "
             f"{first_few(map(repr, vae.units.names))}, but '{path}' holds images, or an array of "
-            "more than two axes: pass a file with these columns"
+            "more than two axes: pass a file that has these columns"
         )
     dropped = [name for name in which.drop if name in columns_of(frame)]
     kept = without(frame, dropped)
@@ -129,12 +129,12 @@ def _is_plain(index: object) -> bool:
 
 
 def _labels(index: Any) -> dict[str, list[Any]]:
-    """Returns the index of a table as a named column; nothing if it only numbers the rows."""
+    """Returns the index of a table as a named column; no column if it only numbers the rows."""
     return {} if _is_plain(index) else {str(index.name or "index"): list(index)}
 
 
 def _renamed(own: Mapping[str, Value], results: Collection[str]) -> dict[str, Value]:
-    """Renames each column of a table that has the name of a result, such as `log_p`."""
+    """Renames every column whose name is also the name of a result, such as `log_p`."""
     return {f"{name} (table)" if name in results else name: own[name] for name in own}
 
 
@@ -152,7 +152,7 @@ def _of_grey(
 def _rows_to_use(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str, int]:
-    """Returns the positions of rows to use, a title, and how many of them are training rows.
+    """Returns the positions of the rows to use, a title, and the number of training rows used.
 
     All rows are used, or with `held_out` only the rows that the model was not trained on.
     """
@@ -234,8 +234,8 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run) -> None:
     chosen = selection_of(question, run)
     if chosen.frame is None:
         raise ValueError(
-            "this command fills in the missing entries of a table, which has a row per datum and "
-            "a column per feature: for other data, call pv.impute in Python"
+            "this command fills in missing entries only in tables, with a row per datum and a "
+            "column per feature: for other data, such as images, call pv.impute in Python"
         )
     filled = chosen.vae.impute(chosen.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{chosen.title}\n{filled.summary()}")
@@ -258,7 +258,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run) -> None:
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run) -> None:
-    """Writes a p-value for each row, which compares the row with data simulated from the model."""
+    """Writes a p-value for each row, from a comparison with data simulated from the model."""
     check_out(choice.out, question=question)
     control = FalseDiscoveries(choice.false_discoveries)
     chosen = selection_of(question, run)
@@ -332,7 +332,7 @@ def _page(chosen: Selection, question: Question, choice: ReportChoice, run: Run)
 def _ranging(chosen: Selection, question: Question) -> Selection:
     """Returns the rows whose embeddings set the range of each latent: the held-out rows, if known.
 
-    Given rows could be outliers, which would widen the range.
+    Rows that the user passes could be outliers, which would widen the range.
     """
     try:
         return selection_of(replace(question, data=None), Run(quiet=True))
@@ -341,7 +341,7 @@ def _ranging(chosen: Selection, question: Question) -> Selection:
 
 
 def sample_saved(choice: SampleChoice, run: Run) -> None:
-    """Writes draws from p(y) of a saved model, in the data's own units, names and categories."""
+    """Writes draws from p(y) of a saved model, with the names, units and categories of the data."""
     if choice.out is not None:
         require_file_place(choice.out)
     vae = TableVAE.load(choice.folder)
@@ -376,7 +376,7 @@ def sample_saved(choice: SampleChoice, run: Run) -> None:
 
 
 def _endings(units: Columns | Scaling) -> tuple[str, ...]:
-    """Returns the endings that a file of draws may have, the default first.
+    """Returns the endings that the name of a file of draws may have; the first is the default.
 
     Draws that contain words cannot be saved in npy files.
     """
@@ -386,7 +386,7 @@ def _endings(units: Columns | Scaling) -> tuple[str, ...]:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Reads the command line's notes on a model; refuses a model saved in another way."""
+    """Reads the notes that the command line saved with a model; refuses a model without them."""
     about = storage.read_about(folder)
     data, known = about.get("data"), {entry.name for entry in fields(DataChoice)}
     if not (isinstance(data, dict) and isinstance(data.get("data"), str) and set(data) <= known):
@@ -425,7 +425,7 @@ def write_beside(
 
 
 def write(path: Path, columns: Mapping[str, Entries], run: Run, *, index: Any = None) -> None:
-    """Writes columns, given by name, to a csv or parquet file, with the index of a table."""
+    """Writes a csv or parquet file from named columns and, if given, the index of a table."""
     lists = {
         name: [_rounded(value) for value in values.tolist()]
         if isinstance(values, Tensor | np.ndarray)

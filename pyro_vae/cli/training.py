@@ -32,7 +32,7 @@ def describe_data(which: DataChoice, run: Run) -> None:
 
 
 def compare_guides(which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run) -> None:
-    """Trains a model with each guide; then fixes the first model, and trains all guides for it."""
+    """Trains a model with each guide; then trains all guides again for the first of the models."""
     if choice.out is not None:
         require_place(choice.out)
         how.require_apart(choice.out)
