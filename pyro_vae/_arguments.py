@@ -253,7 +253,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 
     Arguments:
         function: A function with annotated arguments.
-        tensors: Whether tensors are checked, too; methods that inner loops call skip this.
+        tensors: Whether tensors are checked, too; methods called in inner loops skip this.
 
     Example:
         >>> def double(num_samples: int) -> int:

@@ -35,7 +35,7 @@ def html_of(summary: str) -> str:
 
 
 def _table(lines: Sequence[str]) -> str:
-    """Makes a table from lines that blanks align in columns; the first line has the headings."""
+    """Makes a table from lines in which blanks align the columns; the first has the headings."""
     head, *rows = _cells([line for line in lines if line.strip("-")])
     body = "".join(_row(cells, "td") for cells in rows)
     return (

@@ -120,7 +120,7 @@ class MeanOverData(Mean):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """Averages independent estimates over the data on the first axis, at least two."""
+        """Averages independent estimates along the first axis, which needs at least two data."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error

@@ -436,7 +436,7 @@ def _advised(advice: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_arrays(table: Any) -> Iterator[None]:
-    """Makes errors about an array, raised in the block, say how to drop columns of an array."""
+    """Rewords errors that the block raises about an array, so that their remedy is for arrays."""
     try:
         yield
     except ValueError as error:

@@ -182,7 +182,7 @@ class DataChoice:
     )
     kinds: dict[str, str] | None = option(
         None,
-        f"kinds of the columns whose detected kind is wrong, out of {', '.join(KINDS)}",
+        f"kinds for columns whose detected kind is wrong; possible kinds are {', '.join(KINDS)}",
         type=_kinds,
         metavar="COLUMN=KIND,...",
     )
@@ -208,7 +208,7 @@ class DataChoice:
 
     @property
     def is_grey(self) -> bool:
-        """Whether the data are grey levels, as options that divide or binarize them imply."""
+        """Whether the data are grey levels; dividing or binarizing them implies this."""
         return self.binarize is not None or self.divide_by != 1
 
     @property
