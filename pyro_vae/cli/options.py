@@ -56,7 +56,9 @@ def _above_zero(text: str) -> float:
 
 def _path(text: str) -> Path:
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"the value must name a file or a folder; got '{text}'")
+        raise argparse.ArgumentTypeError(
+            f"the value must be the name of a file or folder; got '{text}'"
+        )
     return Path(text)
 
 
