@@ -90,7 +90,7 @@ class Mean(Estimate):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "Mean":
-        """Averages independent estimates, one per datum, along the first axis."""
+        """Averages over the data, which are the first axis of the (independent) estimates."""
         mean = cls(*_mean(estimate))
         mean.num_data = len(reliable)
         mean.num_doubted = int((~reliable).sum())
@@ -120,7 +120,7 @@ class MeanOverData(Mean):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """Averages independent estimates along the first axis, which needs at least two data."""
+        """Averages over the data, of which there must be at least two."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error

@@ -1,11 +1,11 @@
 r"""A program's log densities, and their gradients with respect to the latents, as compiled graphs.
 
-Fits of q to single rows and Hamiltonian trajectories differentiate
-:math:`\log p(z) + \beta \log p(y \mid z)` with respect to z, with the model fixed. The number of
-data changes from step to step. So the draws of all data are concatenated and cut into pieces of one
-size. There are two graphs for pieces of this size (:class:`CompiledDensity`). One graph computes
-the log prior and the log likelihood of every draw. The other graph also computes their gradients,
-so that any weighted sum of log prior and log likelihood can be differentiated.
+Two methods need the gradient of :math:`\log p(z) + \beta \log p(y \mid z)` with respect to z, with
+the model fixed: fitting q to single rows, and Hamiltonian Monte Carlo. In both, the
+number of data changes from step to step. So the draws of all data are concatenated and cut into
+pieces of one size. There are two graphs for pieces of this size (:class:`CompiledDensity`). One
+graph computes the log prior and the log likelihood of every draw. The other graph also computes
+their gradients, so that any weighted sum of log prior and log likelihood can be differentiated.
 
 Importance sampling needs the densities of many pieces of draws, all of the same shape, without
 gradients (:class:`DrawDensities`). Such a density requires the decoder's matrix products, and then

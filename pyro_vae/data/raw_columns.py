@@ -222,7 +222,7 @@ def _decoded(
 def _floats(
     values: Shaped[np.ndarray, " rows"], gone: Bool[np.ndarray, " rows"]
 ) -> Shaped[np.ndarray, " rows"]:
-    """Converts numbers or booleans among objects to floats; missing entries become nan."""
+    """Converts an object array of numbers or booleans to floats; missing entries become nan."""
     return np.array(
         [np.nan if x else float(v) for x, v in zip(gone, values, strict=True)], dtype=np.float64
     )

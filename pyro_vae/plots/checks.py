@@ -376,7 +376,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
 def _as_arrays(
     observed: Mapping[str, Number], replicated: Mapping[str, Array]
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
-    """Returns observed and replicated statistics as floats and arrays, after checking them."""
+    """Checks the statistics; returns observed ones as floats, and replicated ones as arrays."""
     if not observed or sorted(observed) != sorted(replicated):
         raise ValueError(
             "`observed` and `replicated` must have the same names, at least one; got "

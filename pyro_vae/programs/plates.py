@@ -250,7 +250,7 @@ _BY_AXIS = _functions(
 def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
     """Converts a tensor to a subclass of `Tensor`, with the same entries.
 
-    Torch 2.4 refuses `as_subclass` while operations are counted.
+    Torch 2.4 refuses `as_subclass` inside a mode that counts operations.
     """
     try:
         return tensor.as_subclass(cls)

@@ -196,9 +196,9 @@ def _transform_to(name: str, support: Constraint) -> Transform:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"latent site '{name}' has the support {support}, to which pyro_vae knows no "
-            "transform from unconstrained numbers: compute the value from another latent. For a "
-            "point on a sphere, sample a normal z and use z / |z|, as "
+            f"latent site '{name}' has the support {support}, and pyro_vae has no transform from "
+            "unconstrained numbers to it: compute the value from another latent. For a point on a "
+            "sphere, sample a normal z and use z / |z|, as "
             "pyro.infer.reparam.ProjectedNormalReparam does"
         ) from error
 

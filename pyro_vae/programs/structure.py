@@ -387,10 +387,10 @@ def _check_plates(two: Sites, three: Sites, plate: str, plate_dim: int) -> None:
             inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames.values())
             raise ValueError(
                 f"the log density of site '{name}' must have the shape of its plates, {expected} "
-                f"(plates: {inside or 'none'}); got shape {tuple(shape)}: give each plate the "
-                "`dim` of its axis in the site's value, where -1 is the last axis that is not an "
-                "event dimension, and declare every axis without a plate as an event dimension "
-                "with .to_event"
+                f"(plates: {inside or 'none'}); got shape {tuple(shape)}: set each plate's "
+                "`dim` to the position of its axis, counted from the right without the event "
+                "dimensions (-1 is the last), and declare every axis that has no plate as an event "
+                "dimension with .to_event"
             )
 
 
