@@ -186,7 +186,7 @@ REFUSED = {
     "global label": (global_label, r"site 'label' is discrete \(Bernoulli\) and shared by all"),
     "wrong dimension": (
         wrong_dimension,
-        r"'y' must .* \(2, 1\) \(plates: 'data' \(dim -2.* got shape \(2, 2\): give",
+        r"'y' must .* \(2, 1\) \(plates: 'data' \(dim -2.* got shape \(2, 2\): set each plate's",
     ),
     "endless": (
         endless,
