@@ -100,7 +100,7 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
     y, out = torch.randn(4, 2), tmp_path / "exported"
     model = VAE(torch.nn.Linear(2, 2), Gaussian(), 2)
     table = pv.Guide(model, pv.LocalParameters(4))
-    with pytest.raises(ValueError, match=r"data it was trained on, but.*pv.Encoder"):
+    with pytest.raises(ValueError, match=r"it was trained on, and no encoder.*pv.Encoder"):
         pv.export(out, model, table, y)
     with pytest.raises(TypeError, match=r"written by hand.*pv.Guide"):
         pv.export(out, model, lambda y: None, y)
