@@ -3,7 +3,8 @@ r"""Finds the best member of a family for each datum, from several starting poin
 Rough fits, accurate to 0.01 nats, show which optimum of the ELBO is the highest. Only the best fit
 is run to convergence. If the fits end at different optima, or if draws of the prior show mass far
 from the best fit, a search from further draws follows. The search ends when a round of fits finds
-no better optimum, at the latest after three rounds. No fit depends on other data.
+no better optimum, at the latest after three rounds. The fits of a datum do not depend on other
+data.
 """
 
 import math
@@ -57,7 +58,7 @@ def best_of_family(
 
     All fits run until they are accurate to 0.01 nats. For each datum, the fit with the highest ELBO
     then runs to convergence. If a datum's ELBO is not finite at a starting point other than the
-    first, the datum's fit starts at the first one instead.
+    first, this fit of the datum starts at the first starting point instead.
 
     Arguments:
         program: The model.
@@ -75,7 +76,7 @@ def best_of_family(
         optima still found one.
 
     Raises:
-        FloatingPointError: If the ELBO of a datum is not a number at the first start.
+        FloatingPointError: If the ELBO of a datum is not a number at the first starting point.
     """
     start = starts[0]
     unsettled = torch.zeros(len(start), dtype=torch.bool, device=start.device)
@@ -120,9 +121,10 @@ class _Search:
         starts: Iterable[Float[Tensor, "batch parameters"]],
         instead: Float[Tensor, "batch parameters"],
     ) -> Iterator[RowFit]:
-        """Yields the fit from each starting point; all estimate the ELBO from the same points.
+        """Yields the fit from each starting point.
 
-        If the ELBO of a datum is not finite at a starting point, its fit starts at `instead`.
+        All fits estimate the ELBO from the same random points. If the ELBO of a datum is not finite
+        at a starting point, the datum's fit starts at `instead`.
         """
         problem, own = (self.program, self.family, self.batch), stream(self.seed, "fit.rough")
         for start in starts:
@@ -132,7 +134,7 @@ class _Search:
             yield fit_parameters(*problem, start, self.fitting, seed=own, refit=False)
 
     def values(self, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Estimates the ELBO of given parameters from many points, the same ones in every call."""
+        """Estimates the ELBO of given parameters; every call uses the same many random points."""
         part = take_rows(self.batch, rows)
         own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
         found, _ = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
@@ -194,7 +196,10 @@ class _Search:
     def _spread(
         self, places: Float[Tensor, "fits rows parameters"]
     ) -> Float[Tensor, "rows latents"]:
-        """Returns each latent's smallest standard deviation over the fits, or 0.1 if unknown."""
+        """Returns each latent's smallest standard deviation over the fits.
+
+        It is 0.1 for a family whose standard deviation is not known in closed form.
+        """
         if _has_moments(self.family):
             return self.family(places).stddev.amin(dim=0)
         size = places.shape[1], self.program.latent_dim
@@ -221,12 +226,13 @@ class _Search:
     def _round(
         self, rows: Tensor, best: Tensor, places: Float[Tensor, "places rows latents"]
     ) -> tuple[Tensor, Tensor]:
-        """Runs fits that start at `places`; returns each datum's best parameters and their ELBO.
+        """Runs a round of fits; returns each datum's best parameters in this round, and their ELBO.
 
         Arguments:
             rows: Row numbers of the data.
-            best: The best parameters so far, for fits that cannot start at `places`.
-            places: Latents about which the fits start.
+            best: Each datum's best parameters so far. A fit starts at these parameters if the ELBO
+                at its own starting point is not finite.
+            places: Values of the latents on which the starting points are centered.
         """
         flat, number = places.flatten(0, 1), len(places) * len(_WIDTHS)
         starts = [self.family.initial(row, width) for width in _WIDTHS for row in flat]
@@ -260,7 +266,7 @@ class Draws:
 
     @classmethod
     def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "Draws":
-        """Ranks draws `z` by their log joints `height`; no draw has been chosen yet."""
+        """Ranks draws `z` by their log joints `height`; `near` is False for all draws."""
         rank = height.argsort(dim=0).argsort(dim=0)
         return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
 
@@ -291,7 +297,7 @@ def _has_moments(family: Family) -> bool:
 
 
 def _reach(latents: int) -> float:
-    """Returns the squared distance from 0 within which nearly all standard normal draws lie."""
+    """Returns the squared radius of a ball that contains nearly all standard normal draws."""
     return latents + _REACH * math.sqrt(2 * latents)
 
 

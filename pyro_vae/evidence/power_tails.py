@@ -7,9 +7,10 @@ shows it. With the mean :math:`m` and the standard deviation :math:`s` of latent
 
 .. math:: a = -\frac{\log p(y, m + c' s\, e_l) - \log p(y, m + c\, s\, e_l)}{\log (c' / c)}
 
-for large :math:`c < c'`. If the density depends on the length of z alone, the other latents can be
-as large, too. Along a direction in which all :math:`L` latents grow, the power is then higher by
-:math:`L - 1` than that of each latent's density.
+for large :math:`c < c'`. If the density depends only on the length of z, all latents can be large
+at the same time. So the fall is also measured along directions in which all :math:`L` latents grow.
+There the power of the log joint is higher by :math:`L - 1` than the power of each latent's density,
+so :math:`L - 1` is subtracted.
 """
 
 import math
@@ -35,7 +36,7 @@ def tail_powers(
     fall exponentially. It is also infinite if the program fails far from the mean.
 
     Arguments:
-        inference: The model, any posterior, and the data.
+        inference: The model, a posterior, which is not used, and the data.
         mean: Mean of every latent.
         sd: Standard deviation of every latent.
     """

@@ -151,7 +151,7 @@ class Defensive:
     ) -> Bool[Tensor, " batch"]:
         """Returns a mask of the data for which the base proposal finds several modes.
 
-        It is False for all data if the base proposal does not search.
+        If the base proposal cannot search for modes, the mask is False for all data.
         """
         assert isinstance(proposal, DefensivePosterior)
         if isinstance(self.base, SearchesModes):
@@ -270,6 +270,6 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
     except (NotImplementedError, KeyError) as error:  # what Pyro's transforms raise
         raise ValueError(
             f"the flow of this guide cannot be inverted ({error!r}), so the guide's density at "
-            "given points is unknown: use another family, such as pv.NormalizingFlow; or use "
-            "pv.Widened(scale), which does not require this density, in place of pv.Defensive"
+            "given points is unknown: either use another family, such as pv.NormalizingFlow, or, "
+            "if pv.Defensive needs the density, use pv.Widened(scale) instead"
         ) from error

@@ -19,17 +19,17 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
 4. This is done on three lattices, shifted against each other by a third of a cell (on four lattices
    for two latents, on five for three). The average of the sums over these lattices is the result,
    and the spread of the sums is the error of the result. This error is conservative: for a kink in
-   one dimension it is six times the true error, wherever the kink lies between the points. (The
-   sums over two lattices could agree at a kink by accident. At two jumps even those over three
-   lattices could, so for one latent the mass next to a jump counts, too.) If the error is too
-   large, the spacing is halved. The shifts are not along a diagonal. The reason: the error of a sum
-   over a lattice consists of the integrand's Fourier coefficients at the vectors of the dual
-   lattice, with phases that depend on the shift. Shifts along a diagonal would not
-   change the phase of the vector (1, -1). So for a slanted ridge all lattices would have the same
-   error, the sums would agree, and the result would look exact.
+   one dimension it is six times the true error, wherever the kink lies between the points. (If
+   there is a kink, the sums over two lattices can agree by accident. If there are two jumps, even
+   the sums over three lattices can agree, so for one latent the mass next to a jump is added to the
+   error.) If the error is too large, the spacing is halved. The shifts are not along a diagonal.
+   The reason: the error of a sum over a lattice consists of the integrand's Fourier coefficients at
+   the vectors of the dual lattice, with phases that depend on the shift. Shifts along a diagonal
+   would not change the phase of the vector (1, -1). So for a slanted ridge all lattices would have
+   the same error, the sums would agree, and the result would look exact.
 5. If the grid of the scan is fine enough, the sum over the grid is a second estimate of the mass of
-   all modes that are wide enough for this grid. The difference of the two estimates is part of the
-   error.
+   all modes that are wide enough for this grid. The difference between the two estimates is part
+   of the error.
 """
 
 import math
@@ -83,9 +83,10 @@ class Quadrature:
     Arguments:
         tolerance: Target error in nats per datum, between 0 and 1. For smooth programs the actual
             error is far smaller.
-        max_points: Limit on the number of points per datum on each lattice and on the scan's grid,
-            at least 100. A datum that needs more is unreliable. For a datum with several modes, the
-            last refinement can exceed the limit, by a factor of at most :math:`2^L`.
+        max_points: Limit on the number of points per datum, on each lattice and on the scan's grid.
+            It must be at least 100. A datum that needs more points is unreliable. For a datum
+            with several modes, the last refinement can exceed the limit, by a factor of at most
+            :math:`2^L`.
         memory: Memory budget for points and the program's intermediate results, in MiB.
 
     Raises:
@@ -125,9 +126,10 @@ class Quadrature:
             )
         if not is_repeatable(program, batch):
             raise ValueError(
-                "pv.Quadrature() requires the same log p(y, z) in every call with the same z, but "
-                "this program draws a random value outside its sample sites. Draw the value with "
-                "pyro.sample, without poutine.block, or use pv.ImportanceSampling()"
+                "pv.Quadrature() requires the same log p(y, z) in every call with the same z; got "
+                "two different values, as when a program draws a random value outside its sample "
+                "sites: either draw the value with pyro.sample, without poutine.block, or use "
+                "pv.ImportanceSampling()"
             )
         keys = row_keys(0, "quadrature.starts", *batch)  # fixed: no estimate uses these draws
         lattices = len(SHIFTS[program.latent_dim][0])
@@ -143,9 +145,10 @@ class Quadrature:
                     parts.append(_integrated(Integrand(program, part, limit), z.double(), self))
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise ValueError(
-                    "pv.Quadrature() also evaluates the program far from the posterior, where one "
-                    f"of its matrices cannot be factorized ({str(error).splitlines()[0]}). Compute "
-                    "in float64, add more to the matrix's diagonal, or use pv.ImportanceSampling()"
+                    "pv.Quadrature() also evaluates the program far from the posterior, where a "
+                    "matrix of the program cannot be factorized: compute in float64, or add more "
+                    "to the matrix's diagonal, or use pv.ImportanceSampling() (PyTorch's message: "
+                    f"{str(error).splitlines()[0]})"
                 ) from error
         return join(parts)
 
@@ -169,7 +172,8 @@ class _Parts(NamedTuple):
 
     Arguments:
         log_mass: Log of the integral's average over lattices, in nats.
-        log_spread: Log of the difference of the largest and the smallest integral over lattices.
+        log_spread: Log of the difference between the largest and the smallest integral over the
+            lattices.
         log_edge: Log of the mass of the outermost and of isolated points, in nats.
         points: Largest number of points on a lattice.
         undefined: Whether the log joint is undefined at some point.
@@ -208,8 +212,8 @@ def _integrated(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogM
 
     Arguments:
         integrand: The log joint.
-        draws: Draws of the guide, `(draws, batch, latents)`; the search for modes starts at the
-            highest of these draws.
+        draws: Draws of the guide, `(draws, batch, latents)`; the search for modes also starts at
+            each datum's draw with the highest log joint.
         method: The settings.
     """
     heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
@@ -258,7 +262,7 @@ def _added_up(parts: _Parts, scan: Scan) -> _Answer:
 
 
 def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -> LogMarginal:
-    """Adds rounding errors and doubts to the integrals."""
+    """Turns the integrals into a result; adds rounding errors, and determines the doubts."""
     error = answer.error + rounding
     missing = torch.full_like(error, torch.nan)
     doubts = {
@@ -280,12 +284,12 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _depth(method: Quadrature) -> float:
-    """Nats by which a point must lie below the heaviest point for its mass to be negligible."""
+    """Returns the number of nats below the heaviest point at which a point's mass is negligible."""
     return _MARGIN - math.log(method.tolerance)
 
 
 def _level(integrand: Integrand, frames: Frames, halvings: int, method: Quadrature) -> _Parts:
-    """Computes the integral around each mode: average and spread over the shifted lattices."""
+    """Computes the integral around each mode on all lattices; returns average and spread."""
     parts = []
     for which in frames.which.split(MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings

@@ -86,7 +86,7 @@ class LogMarginal(PerDatum):
         return stats.total(self.estimate)
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns log p(y) of every datum, with errors and diagnostics, by name."""
+        """Returns columns by name, with one entry per datum: log p(y), error and diagnostics."""
         return {
             "log_p": self.value,
             "log_p_error": self.error,
@@ -112,7 +112,7 @@ class LogMarginal(PerDatum):
         return f", {low} {drawn} each" if low == high else f", {low} to {high} {drawn} each"
 
     def _tails(self) -> str:
-        """Formats the largest Pareto k and the smallest ESS; nan is left out."""
+        """Formats the largest Pareto k and the smallest ESS over data; nan values are ignored."""
         k, ess = (part[~part.isnan()] for part in (self.pareto_k, self.ess))
         text = f"; Pareto k at most {float(k.max()):.2f}" if len(k) > 0 else ""
         return text + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
@@ -168,7 +168,7 @@ class EvidenceLowerBound(PerDatum):
         return stats.total(self.elbo)
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns the ELBO, the rate and the distortion of every datum with errors, by name."""
+        """Returns columns by name, with one entry per datum: ELBO, rate, distortion, and errors."""
         return with_errors({"elbo": self.elbo, "rate": self.rate, "distortion": self.distortion})
 
     def summary(self) -> str:
@@ -192,7 +192,7 @@ class Evaluation(Result):
         return iter((self.bound, self.log_marginal))
 
     def as_columns(self) -> dict[str, Any]:
-        """Returns the columns of ELBO and log p(y) by name; `reliable` refers to log p(y)."""
+        """Returns the columns of both results by name; the column `reliable` refers to log p(y)."""
         return {**self.bound.as_columns(), **self.log_marginal.as_columns()}
 
     def to_dataframe(self) -> Any:
@@ -200,7 +200,10 @@ class Evaluation(Result):
         return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
-        """Adds `log_scale` nats to every datum's ELBO and log p(y), as a change of units does."""
+        """Adds `log_scale` nats to every datum's ELBO and log p(y).
+
+        This is how a change of the data's units changes the two numbers.
+        """
         bound, result = self
         log_scale = log_scale.to(result.value.device)
         elbo = bound.elbo._replace(value=bound.value + log_scale)

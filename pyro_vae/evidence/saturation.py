@@ -107,7 +107,7 @@ class PriorDraws:
     def of_others(
         self, batch: Batch, alike: Bool[Tensor, " batch"]
     ) -> "Iterator[tuple[int, Batch, PriorDraws]]":
-        """Yields row number, data and prior draws of each datum that is not in the mask `alike`."""
+        """Yields each datum outside the mask `alike`: row number, row, and draws from its prior."""
         for row in (~alike).nonzero()[:, 0].tolist():
             own = take_rows(batch, slice(row, row + 1))
             yield row, own, PriorDraws.of(self.program, own, self.num_draws, self.name)
@@ -169,7 +169,7 @@ def _with_draws(
         program: The model.
         batch: The data.
         num_draws: Number of draws.
-        answer: Function that computes the numbers of some data from prior draws.
+        answer: Function of prior draws and some data; it returns a row of numbers for each datum.
     """
     draws = PriorDraws.of(program, batch, num_draws)
     size = rows_at_once(program, batch)
@@ -232,7 +232,7 @@ def edge_doubts(
 
 
 def from_prior(program: Program, batch: Batch) -> Estimate:
-    """Estimates log p(y) from draws of the prior alone.
+    """Estimates log p(y) by the log of the mean likelihood at prior draws.
 
     Data with the same prior use the same draws. Value and error are `(batch,)`, in nats.
 
@@ -250,7 +250,7 @@ def from_prior(program: Program, batch: Batch) -> Estimate:
 
 
 def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
-    """Returns value and error of log p(y), estimated from prior draws."""
+    """Returns estimates of log p(y) from prior draws, and their standard errors."""
     log_likelihood = draws.log_densities(rows).likelihood.double()
     return torch.stack(stats.log_marginal(log_likelihood), dim=1)
 

@@ -79,7 +79,7 @@ def scanned(
         integrand: The log joint.
         guess: One additional starting point per datum for Newton's method.
         tolerance: Share of a datum's mass that can be neglected.
-        max_points: Largest number of points of a grid.
+        max_points: Limit on the number of points per grid.
     """
     number, latents = guess.shape
     rows = torch.arange(number, device=guess.device)

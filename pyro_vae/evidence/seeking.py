@@ -1,4 +1,4 @@
-r"""Newton's method from given points, which finds and measures the modes of log joints."""
+r"""Finds and measures modes of log joints, by Newton's method from given starting points."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -89,7 +89,7 @@ class Integrand:
 
     @cached_property
     def is_shared(self) -> bool:
-        """Whether one run of the model gives the log densities of all data."""
+        """Whether one run of the model is enough to compute the log densities of all data."""
         if self.draws.shape[1] > 1 or self.program.structure.enumerated:
             return False
         z = self.draws[:_CHECKED, 0].to(self.program.dtype)
@@ -130,7 +130,7 @@ class Integrand:
 
 
 def _prior_draws(program: Program, batch: Batch, row: int) -> Float[Tensor, "draws 1 latents"]:
-    """Draws from the prior of one datum, with the same random numbers for every datum."""
+    """Returns draws from the prior of one datum, with the same random numbers for every datum."""
     with forked(0, "quadrature.range"):
         return Prior(program, take_rows(batch, slice(row, row + 1))).sample(_PRIOR_DRAWS)
 
@@ -161,7 +161,7 @@ def _newton(
     """Tries Newton steps of several lengths from each point.
 
     Returns the best new position, its log joint, and the gain that was predicted for a full step. A
-    step is used only if neither this step nor any shorter one lowers the log joint.
+    step counts only if neither the step nor any shorter step that was tried lowers the log joint.
     """
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)

@@ -91,9 +91,9 @@ class Population:
 class TemperedSMC:
     r"""Estimates log p(y) with populations of particles that are annealed, moved and resampled.
 
-    The estimate is unbiased for p. A pilot run determines the step sizes and temperatures for every
-    datum in advance. The error combines the spread of the islands' estimates with the share of
-    final particles for which no move was accepted.
+    The estimate of p(y) is unbiased. A pilot run determines the step sizes and temperatures for
+    every datum in advance. The error combines the spread of the islands' estimates with the share
+    of final particles for which no move was accepted.
 
     A datum is reliable under four conditions: at least half of the islands are effective; the
     acceptance rate is near its target; at least 80% of the final particles move; and the final
@@ -106,7 +106,7 @@ class TemperedSMC:
         num_particles: Particles per island.
         leapfrog_steps: Leapfrog steps per transition.
         start: :class:`StartFromPrior`, which covers every mode, or :class:`StartFromGuide`, which
-            takes fewer temperatures if the guide covers every mode.
+            needs fewer temperatures, but can miss modes that the guide does not cover.
         target_acceptance: Acceptance rate between 0 and 1 for which the pilot run tunes the step
             sizes.
         memory: Memory budget for the program's intermediate results, in MiB. It changes densities
@@ -185,7 +185,7 @@ class TemperedSMC:
         return _Work(path, whitening.white(trial), whitening.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Anneals every datum's particles, in the number of steps that its pilot run determines."""
+        """Anneals every datum's particles; a pilot run determines the datum's number of steps."""
         steps, target = self.leapfrog_steps, self.target_acceptance
         grid, log_step, spread = pilot(work.path, work.trial, work.keys["pilot"], steps, target)
         counts = _stretches(grid, spread)
@@ -259,8 +259,8 @@ def result_of_islands(
 ) -> LogMarginal:
     """Combines the islands' estimates of log p(y) for every datum.
 
-    A datum is reliable if the effective sample size of its islands is at least half of their
-    number.
+    A datum is reliable if the effective number of islands is at least half of the number of
+    islands.
     """
     value, error = log_mean_weight(log_evidence)
     islands = stats.effective_sample_size(log_evidence)
@@ -287,9 +287,10 @@ def _dependence(
 
 
 def _variance_ratio(values: Float[Tensor, "islands particles *batch"]) -> Tensor:
-    """Divides the variance of the islands' mean normal scores by that of independent scores.
+    """Divides the variance of the islands' mean scores by the variance for independent particles.
 
-    A normal score is the quantile of the standard normal for the rank of a particle's value.
+    The score of a particle is the standard normal quantile that corresponds to the rank of the
+    particle's value.
     """
     last = values.flatten(0, 1).movedim(0, -1).contiguous()
     ordered = last.sort(dim=-1).values

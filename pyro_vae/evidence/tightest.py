@@ -6,11 +6,11 @@ has nearly equal weights, so the estimate of log p(y) is low by log 8, but the r
 tiny. So a rung is accepted only if independent checks agree:
 
 * For all rungs that sample, draws of the prior must not find significantly more mass than the
-  rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`. For time series, a small
-  particle filter must not either (:mod:`pyro_vae.evidence.checking`).
+  rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`. For time series, the same holds
+  for a small particle filter (:mod:`pyro_vae.evidence.checking`).
 * At least a tenth of the draws must be effective. If most draws lie where the posterior has no
-  mass, each mode gets few draws. Then a second mode may have got none at all, without any sign of
-  it in the weights.
+  mass, few draws reach each mode. Then possibly no draw has reached a second mode, and the weights
+  do not show this.
 * For a proposal with one mode, fits from several starting points must find no second mode.
 * No estimate may be more than four joint errors below that of an earlier rung, with each error
   capped at one nat (:func:`pyro_vae.evidence.checking.excess`).
@@ -112,7 +112,10 @@ class LadderMarginal(LogMarginal):
 
     @property
     def rung_shares(self) -> dict[Rung, float]:
-        """Share of the data at each rung (also `Rung.NONE`); rungs without data are left out."""
+        """Share of the data by accepted rung, including `Rung.NONE`.
+
+        Rungs without data are left out.
+        """
         shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
         return {rung: share for rung, share in shares.items() if share > 0}
 
@@ -121,7 +124,7 @@ class LadderMarginal(LogMarginal):
         return {**super().columns(), "rung": self.rung}
 
     def summary(self) -> str:
-        """Returns the summary of :class:`LogMarginal`, after the shares of the accepted rungs.
+        """Returns the shares of the accepted rungs, then the summary of :class:`LogMarginal`.
 
         The shares are left out if all data have the same rung.
         """
@@ -152,8 +155,8 @@ class Tightest:
     Rungs that sample are checked independently: by prior draws, by fits from several starting
     points and, for time series, by a small particle filter. At least a tenth of their draws must be
     effective. The mixture's estimate must also agree with that of the first population, and the
-    second population's estimate must not be significantly below earlier ones. A mode that all these
-    checks miss stays undetected.
+    second population's estimate must not be significantly below earlier estimates. A mode that
+    all these checks miss stays undetected.
 
     Random numbers depend only on the seed and the datum, so other data change the estimate of a
     datum by rounding alone. But the chains of a population amplify rounding: on the last two rungs,
@@ -162,7 +165,7 @@ class Tightest:
     Arguments:
         num_samples: Draws per datum for each rung that uses importance sampling.
         memory: Memory budget for the program's intermediate results, in MiB.
-        proposal: The proposal of the fourth rung (a fitted Gaussian, unless you pass another).
+        proposal: The proposal of the fourth rung (by default a fitted Gaussian).
         prior_share: Share of prior draws, between 0 and 1, in the proposals of the fifth and the
             seventh rung.
         filtering: Settings of the particle filter, which is used for time series.
@@ -371,7 +374,7 @@ class _Run:
         self.highest = with_rows(self.highest, self.open[higher], new)
 
     def _highest(self) -> Estimate:
-        """Returns the highest estimates of the open data."""
+        """Returns the estimates that `note` has kept for the open data."""
         return at_rows(self.highest, self.open)
 
     def is_low(self, result: LogMarginal) -> Bool[Tensor, " open"]:
@@ -405,7 +408,10 @@ def _of_rows(source: Source, rows: Tensor) -> Source:
 
 
 def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
-    """Sets method and bound by the accepted rungs; `tried` stands in where none was accepted."""
+    """Sets the method and the bound of a result according to the accepted rungs.
+
+    For data without an accepted rung, `tried` is used: the last rung that was tried.
+    """
     rungs = (RUNGS[place] for place in result.rung.unique().tolist())
     used = {tried if rung is Rung.NONE else rung for rung in rungs}
     bound = Bound.TWO_SIDED if used & {Rung.CLOSED_FORM, Rung.QUADRATURE} else Bound.LOWER
@@ -418,7 +424,7 @@ def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
 
 
 def _lower_limit(estimate: Estimate) -> Tensor:
-    """Returns each estimate minus four errors, which are capped at one nat as in `excess`."""
+    """Returns each estimate minus four errors, where each error is capped as in `excess`."""
     return estimate.value - MOST_EXCESS * estimate.error.clamp(max=1)
 
 
@@ -536,12 +542,12 @@ def _from_mixture(run: _Run) -> _Attempt:
 
 
 def _around(z: Tensor, others: StudentMixture, far: FarModes | None) -> StudentMixture:
-    """Fits a mixture to a population's particles, and joins it and other mixtures into one.
+    """Fits a mixture to a population's particles, and joins this mixture with other mixtures.
 
     Arguments:
         z: Particles, `(islands, particles, batch, latents)`.
         others: The proposals of the previous rung.
-        far: Modes beyond the range of the prior's draws, if there may be any.
+        far: Modes beyond the range of the prior's draws; None if no prior has heavy tails.
     """
     mixture = joined(mixture_of(z.flatten(0, 1), _COMPONENTS), others, 1 / (_COMPONENTS + 1))
     return mixture if far is None else joined(mixture, far.mixture(), _FAR_SHARE * far.heavy)

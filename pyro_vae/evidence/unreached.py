@@ -14,13 +14,13 @@ expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat
 For one latent the points form two grids, one around the draws and one around the prior's mean, and
 nothing is random. For more latents, most points are drawn from two distributions around the mean of
 the weighted draws. A Student t distribution finds tails in any direction, and a distribution along
-the axes finds independent tails of single latents. Both distributions are wider than the draws,
-weighted or unweighted. Weighted draws are used because under a mean-field proposal only the weights
-show correlations, and missed mass lies along correlated directions. The other points are draws from
-the prior, which find further modes. All points are weighted by the density of their mixture. So
-:math:`s` is unbiased except for the errors of :math:`Q` and :math:`\hat p`, and the standard error
-of :math:`s` is added to :math:`s`. A mode without a point is not found; if the posterior is narrow,
-prior draws seldom lie in a mode.
+the axes finds independent tails of single latents. Both distributions are wider than both the
+weighted and the unweighted draws. Weighted draws are used because under a mean-field proposal only
+the weights show correlations, and missed mass lies along correlated directions. The other points
+are draws from the prior, which find further modes. All points are weighted by the density of their
+mixture. So :math:`s` is unbiased except for the errors of :math:`Q` and :math:`\hat p`, and the
+standard error of :math:`s` is added to :math:`s`. A mode without a point is not found; if the
+posterior is narrow, prior draws seldom lie in a mode.
 """
 
 import math
@@ -65,7 +65,7 @@ class Drawn(NamedTuple):
         log_weights: Log weights of these draws, in nats.
         log_mean: Log of the mean of all weights, in nats.
         keys: Random keys of the draws, from which those of :class:`Points` are derived.
-        number: Number of all draws per datum.
+        number: Total number of draws per datum.
     """
 
     z: Float[Tensor, "particles batch latents"]
@@ -146,7 +146,7 @@ def unreached_at(
     num_samples: int,
     limit: int,
 ) -> Float64[Tensor, " batch"]:
-    """Estimates the missed share of each posterior's mass as :func:`unreached`, at given points.
+    """Estimates the same share of each posterior's mass as :func:`unreached`, from given points.
 
     The points are approximate draws from the posteriors, made without the proposal. So even a
     narrow mode counts if some points lie in it. The standard error is added to the share.
@@ -154,7 +154,7 @@ def unreached_at(
     Arguments:
         inference: The model, the proposal and the data.
         z: The points, as flat unconstrained latents.
-        log_shares: Logarithms of the points' shares of the mass, which add up to 1 for each datum.
+        log_shares: Logarithms of the points' shares of the mass; the shares of a datum add up to 1.
         log_mean: Estimate of log p(y), in nats.
         num_samples: Number of the proposal's draws.
         limit: Number of rows that the program can evaluate at once.
@@ -282,7 +282,7 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws, limit: int) ->
 
 
 class _Grid(NamedTuple):
-    """Grids for one latent, one per datum, each of `number` points that are dense at the center."""
+    """Grids for one latent: each datum has a grid of `number` points, densest at the center."""
 
     center: Float[Tensor, " batch"]
     sd: Float[Tensor, " batch"]
@@ -290,7 +290,7 @@ class _Grid(NamedTuple):
 
     @classmethod
     def about(cls, whitening: Whitening, number: int) -> "_Grid":
-        """Makes a grid with center and scale from the mean and the root of `whitening`."""
+        """Makes grids; their centers and scales are the means and roots of `whitening`."""
         return cls(whitening.loc[:, 0], whitening.root[:, 0, 0], number)
 
     def points(self) -> Float[Tensor, "points batch"]:
@@ -300,7 +300,7 @@ class _Grid(NamedTuple):
         return self.center + steps[:, None] * self.sd
 
     def radius(self, z: Float[Tensor, "points batch"]) -> Tensor:
-        """Returns the distance of points from the center, in standard deviations."""
+        """Returns the distance between each point and the center, in standard deviations."""
         return ((z - self.center) / self.sd).abs()
 
     def log_number(self, z: Float[Tensor, "points batch"]) -> Tensor:
@@ -373,7 +373,8 @@ def _towards_weights(
 ) -> Whitening:
     """Replaces the mean and the Cholesky factor of draws by those of the weighted draws.
 
-    In directions in which the weights reduce the spread of the draws, the unweighted spread stays.
+    In directions in which the weighted draws spread less than the unweighted draws, the spread of
+    the unweighted draws is kept.
     """
     u = whitening.white(z).permute(1, 2, 0)
     shares = log_weights.double().softmax(dim=0).T.unsqueeze(1)

@@ -63,7 +63,7 @@ class Comparison(PerDatum):
     Arguments:
         first: Name of the first estimator.
         second: Name of the second estimator.
-        value: First estimate minus second, `(batch,)`, in nats.
+        value: First estimate minus second estimate, `(batch,)`, in nats.
         error: Standard error of the difference, `(batch,)`, in nats.
         doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
             applies to. These data are not compared.
@@ -88,7 +88,10 @@ class Comparison(PerDatum):
 
     @property
     def difference(self) -> Estimate:
-        """Mean of first minus second estimate over the compared data, in nats; nan if none are."""
+        """Mean difference (first minus second estimate) over the data that were compared, in nats.
+
+        It is nan if no data were compared.
+        """
         value, error = self.value[self.compared], self.error[self.compared]
         if len(value) == 0:
             return Estimate(value.new_tensor(torch.nan), error.new_tensor(torch.nan))
@@ -96,12 +99,15 @@ class Comparison(PerDatum):
 
     @property
     def z(self) -> Float[Tensor, " batch"]:
-        """Difference of the two estimates, in standard errors; nan if they are not compared."""
+        """Each datum's difference in standard errors; nan for data that were not compared."""
         return (self.value / self.error).where(self.compared, torch.nan)
 
     @property
     def mean_z(self) -> float:
-        """Mean difference over the compared data, in standard errors; nan if none are compared."""
+        """Mean difference over the data that were compared, in standard errors.
+
+        It is nan if no data were compared.
+        """
         value, error = (float(part) for part in self.difference)
         return value / error
 
@@ -128,7 +134,7 @@ class Comparison(PerDatum):
 
     @property
     def worst(self) -> float:
-        """Largest absolute difference, of a datum or of the mean, in standard errors."""
+        """Largest absolute value of `z` and `mean_z`; 0 if no data were compared."""
         sizes = torch.cat([self.z[self.compared].abs(), self.z.new_tensor([abs(self.mean_z)])])
         return float(sizes.nan_to_num(nan=0.0).max())
 
@@ -217,8 +223,8 @@ def cross_check(
     .. math:: z_n = \frac{a_n - b_n}{\sqrt{e_{an}^2 + e_{bn}^2}}
 
     Here :math:`a_n` and :math:`b_n` are the estimates of a pair, with errors :math:`e_{an}` and
-    :math:`e_{bn}`. The statistic is computed for every pair of estimators and every datum that is
-    reliable under the two estimators, and likewise for the mean over these data. A difference is a
+    :math:`e_{bn}`. The statistic is computed for every pair of estimators and every datum for which
+    both estimates are reliable, and likewise for the mean over these data. A difference is a
     contradiction if chance and the one-sided bias of a bound cannot explain it. This bias is of the
     order of the squared error. Agreement is most convincing if the estimators are of different
     kinds, because similar estimators can all miss the same mode.
@@ -231,7 +237,7 @@ def cross_check(
             the guide, quadrature for up to three latents, and the closed form if there is one. If
             neither quadrature nor the closed form applies, the second estimator is another run of
             importance sampling, with fewer draws and separate random numbers.
-        num_data: Number of data to use, chosen at random; all data if there are fewer.
+        num_data: Number of data to use, chosen at random; if the data set is smaller, all are used.
         given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the choice of data and of the draws; every estimator has its own stream.
 
@@ -256,8 +262,8 @@ def cross_check(
     """
     if estimators is not None and len(estimators) < 2:
         raise ValueError(
-            f"`estimators` must be at least two estimators by name; got {sorted(estimators)}: add "
-            "another, or leave `estimators` out"
+            f"`estimators` must contain at least two estimators, by name; got {sorted(estimators)}"
+            ": add another, or leave `estimators` out"
         )
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
@@ -278,7 +284,7 @@ def _chosen(number: int, wanted: int, seed: int) -> Tensor:
 
 
 def _defaults(program: Program) -> dict[str, Estimator]:
-    """Returns the default estimators, with the closed form even if the program may have none."""
+    """Returns the default estimators; the closed form is included even if it may not apply."""
     methods: dict[str, Estimator] = {"importance sampling": ImportanceSampling()}
     if program.latent_dim <= _MOST_LATENTS:
         methods["quadrature"] = Quadrature()
@@ -290,8 +296,8 @@ def _results(
 ) -> tuple[dict[str, LogMarginal], dict[str, str]]:
     """Runs every estimator with a separate seed, and returns the results by name.
 
-    Also returns, by name, why estimators do not apply. If `strict`, the exception of such an
-    estimator is raised instead.
+    Also returns the reason for each estimator that does not apply, by name. If `strict`, the
+    exception of such an estimator is raised instead.
     """
     given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}
@@ -329,7 +335,7 @@ def _pair(
         second: Name of the second estimator.
         one: Result of the first estimator.
         other: Result of the second estimator.
-        limit: Standard errors above which a difference is a contradiction.
+        limit: Number of standard errors above which a difference is a contradiction.
     """
     value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
@@ -382,7 +388,7 @@ class Sandwich(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Standard error of upper minus lower bound, in nats, for bounds from separate draws."""
+        """Standard error of upper minus lower bound, in nats; the two use independent draws."""
         return torch.hypot(self.upper.error, self.lower.error)
 
     @property
@@ -391,14 +397,14 @@ class Sandwich(PerDatum):
         return either(self.lower.doubts, self.upper.doubts)
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns the lower and upper bound of every datum, with errors, by name."""
+        """Returns columns by name, with one entry per datum: lower and upper bound, with errors."""
         return with_errors({"lower": self.lower.estimate, "upper": self.upper.estimate})
 
     @property
     def width(self) -> Estimate:
         """Mean of upper minus lower bound, in nats, with an error from the spread over data.
 
-        For a single datum, which has no spread, the error is that of its two bounds.
+        For a single datum, which has no spread, the error combines the errors of the two bounds.
         """
         if len(self) == 1:
             return Estimate(self.value[0], self.error[0])

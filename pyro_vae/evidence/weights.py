@@ -44,7 +44,7 @@ class Inference(NamedTuple):
     Arguments:
         program: The model, with fixed values of its global sites.
         posterior: The guide's posterior of every datum.
-        batch: The data, which have been checked, each `(batch, *datum)`.
+        batch: The tensors of the data, each `(batch, *datum)`. They have been checked.
     """
 
     program: Program
@@ -243,8 +243,9 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
             for name, parameter in module.named_parameters():
                 if bool(parameter.isnan().any()):
                     raise FloatingPointError(
-                        f"parameter '{name}' of the {role} has nan entries, so the {role} has no "
-                        "density: train again with a smaller step size, or load another checkpoint"
+                        f"parameter '{name}' of the {role} has nan entries, so log densities of "
+                        f"the {role} would be nan: train again with a smaller step size, or load "
+                        "another checkpoint"
                     )
 
 
