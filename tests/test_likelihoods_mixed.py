@@ -440,10 +440,10 @@ def test_exposure_of_columns(place: int | None) -> None:
     [
         (
             (torch.ones(3),),
-            r"counts of shape \(4, 3\) must have one exposure.*got the shapes \[\(3,\)\]",
+            r"for counts of shape \(4, 3\), the exposure must be one tensor.*shapes \[\(3,\)\]",
         ),
         ((torch.ones(4), torch.ones(4)), r"takes 1 tensor"),
-        ((torch.ones(4, 2),), r"got the shapes \[\(4, 2\)\]: call model\(y, exposure\)"),
+        ((torch.ones(4, 2),), r"got 1 tensor of shapes \[\(4, 2\)\]: call model\(y, exposure\)"),
         (
             (torch.tensor([1.0, 0.0, 1.0, 1.0]),),
             "every exposure must be positive; got 0 as the smallest",

@@ -262,7 +262,7 @@ def test_comparison() -> None:
     ("z", "error", "text"),
     [
         (torch.tensor([[[0.0, 1.0]], [[torch.nan, 0.0]]]), ValueError, r"1 of 2 rows.* z\[1, 0\]"),
-        (torch.full((2,), torch.inf), ValueError, r"1 of 1 row, the first is z\[\.\.\.\]"),
+        (torch.full((2,), torch.inf), ValueError, r"1 of 1 row \(first in z\[\.\.\.\]\)"),
         (torch.tensor(1.0), ValueError, r"of shape .*; got Tensor of .* shape \(\)"),
         (torch.zeros(4, 3), ValueError, r"shape \(\.\.\., 2\); got Tensor of .* \(4, 3\)"),
         (torch.zeros(4, 2).double(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),

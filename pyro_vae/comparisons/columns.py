@@ -46,7 +46,7 @@ class Entry(NamedTuple):
         return self.table.results[self.name]
 
     def spread(self, value: Callable[[GuideResult], Tensor]) -> float:
-        """Computes the standard deviation between seeds; nan if only one run was completed."""
+        """Computes the standard deviation of a value over seeds; nan for only one complete run."""
         values = [value(one.results[self.name]) for one in self.table.complete]
         return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
@@ -79,7 +79,7 @@ class Reported(Column):
         return value if isinstance(value, str) else f"{plain(value):{self.spec}}"
 
     def record(self, value: Value) -> dict[str, float | str]:
-        """Returns the value and, if there is one, its error, by their names in the csv file."""
+        """Returns the value and its error, if it has one, keyed by their names in the csv file."""
         if isinstance(value, Estimate):
             return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
         return {self.key: value if isinstance(value, str) else plain(value)}

@@ -38,10 +38,10 @@ class Comparison(Result):
         log_scale: Nats per datum to add to log densities of held-out data, to convert them to the
             data's own units.
         about: Notes on what is needed to repeat the run.
-        train_log_scale: Nats per datum to add to log densities of training data; differs from
-            `log_scale` if other entries are missing there.
-        others: The same comparison under other seeds. Only the last of them may be incomplete,
-            after an interruption.
+        train_log_scale: Nats per datum to add to log densities of training data. It differs from
+            `log_scale` if different entries are missing in the training data.
+        others: The same comparison under other seeds. Only the last of these comparisons may be
+            incomplete, namely after an interruption.
     """
 
     results: Mapping[str, GuideResult]
@@ -150,7 +150,7 @@ class Comparison(Result):
         return pictures_of(self)
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
-        """Draws latents of the held-out data; returns ArviZ's groups for each guide, by name."""
+        """Draws latents of the held-out data; returns ArviZ's groups, keyed by the guide's name."""
         from ..inference_data import to_inference_data
 
         def predictive(model: ProgramLike) -> int | None:

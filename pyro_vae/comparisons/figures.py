@@ -33,7 +33,7 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
 def pictures_of(table: "Comparison") -> dict[str, bytes]:
     """Draws every figure as a PNG file; leaves out, with a warning, figures that cannot be drawn.
 
-    The results of hours of training are then saved without these figures.
+    So a figure that fails does not prevent the results of hours of training from being saved.
     """
     pictures = {}
     for name, draw in drawings_of(table).items():
@@ -107,7 +107,10 @@ def _pareto_k(table: "Comparison") -> "Figure":
 
 
 def _reconstructions(table: "Comparison") -> "Figure":
-    """Plots some data, and means of p(y | z) at their posterior means and at prior draws of z."""
+    """Plots some data, their reconstructions, and the means of p(y | z) at prior draws of z.
+
+    A reconstruction is the mean of p(y | z) at the posterior mean of z.
+    """
     few, results = take_rows(table.test, slice(_PICTURES)), table.results
     reconstructions = {
         name: _decoded(result, few, result.means[:_PICTURES]) for name, result in results.items()
@@ -120,7 +123,7 @@ def _reconstructions(table: "Comparison") -> "Figure":
 
 
 def _decoded(result: GuideResult, batch: Batch, z: Tensor | None = None) -> Tensor:
-    """Computes the mean of p(y | z) for every datum; by default at a draw of z from the prior."""
+    """Computes the mean of p(y | z) for every datum; without `z`, at a draw from the prior."""
     with simulating(result.model, result.held_out_guide, batch, 0, None) as program:
         points = Prior(program, batch).sample(1) if z is None else z.to(batch[0].device)[None]
         return decoded(program, points, batch)[0].cpu()

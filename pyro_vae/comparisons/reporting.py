@@ -272,14 +272,14 @@ class _OfPair(Column):
 
 
 def _mean(by_datum: PairedDifference) -> Cell:
-    """Returns the mean of a difference with its error over data, as a table cell."""
+    """Returns a table cell with the mean of a difference, and the error over data of this mean."""
     mean = by_datum.mean
     note = f"Of the error, {float(mean.error):.2g} comes from the draws"
     return estimate(float(mean.value), float(mean.population_error), note=note)
 
 
 def _higher(by_datum: PairedDifference) -> Cell:
-    """Returns the share of the data on which a difference is positive, as a table cell."""
+    """Returns a table cell with the share of the data for which a difference is positive."""
     above, size = int((by_datum.value > 0).sum()), len(by_datum.value)
     return number(above / size, f"{above / size:.0%}", note=f"{above} of {count_of(size, 'datum')}")
 

@@ -27,7 +27,7 @@ REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
-    """Numbers of data whose results cannot be trusted, by reason.
+    """How many data have results that cannot be trusted: a count for each reason.
 
     For these data, log p(y) is in doubt (`doubted`), the best q in the family was not found
     (`lost`), a gap is negative by more than its error (`negative`), or an ELBO is in doubt or minus
@@ -87,7 +87,7 @@ class GuideResult(Result):
 
     @property
     def untrusted(self) -> Untrusted:
-        """Numbers of held-out data whose results cannot be trusted, by reason."""
+        """How many held-out data have results that cannot be trusted: a count for each reason."""
         gap = self.gap
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
         tailed = any_of(self.elbo_doubts, doubted)
@@ -95,7 +95,7 @@ class GuideResult(Result):
         return Untrusted(*(int(mask.sum()) for mask in (doubted, lost, negative, tailed)))
 
     def summary(self) -> str:
-        """Returns the end of training, the held-out numbers, and a verdict on the guide."""
+        """Returns how training ended, the numbers on held-out data, and a verdict on the guide."""
         verdict = _of_guide(self, train_model=False)
         return "\n".join(
             [
@@ -272,7 +272,7 @@ def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
 
 
 def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
-    """Compares all other guides with the best; an empty list if there are fewer than two data."""
+    """Compares all other guides with the best; with a single datum, returns an empty list."""
     if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"

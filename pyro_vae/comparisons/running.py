@@ -106,7 +106,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         num_epochs: Passes over the training data.
         evaluation: Importance sampling from the guide, by default with 1000 draws per datum. The
             weights show whether the guide covers the posterior; the column log p comes from
-            `estimator`. ELBOs and gaps of held-out data use this number, too.
+            `estimator`. ELBOs and gaps of held-out data use this number of draws, too.
         estimator: Estimator of the column log p; by default :class:`pyro_vae.Tightest` with as many
             draws as `evaluation`.
         labels: Classes of the held-out data, for pictures only.
@@ -237,7 +237,7 @@ class _Run:
     Arguments:
         model: The model, which is copied for each guide.
         train: Training data.
-        augmented: The transformation of each batch; `None` for none.
+        augmented: The transformation of each batch; `None` if batches are not transformed.
         test: Held-out data.
         evaluation: Importance sampling from each guide.
         estimator: Estimator of log p; `None` for the default.
@@ -278,7 +278,7 @@ class _Run:
         return results
 
     def _with_own_checkpoint(self, place: int) -> "_Run":
-        """Copies these settings, with a checkpoint folder named by seed and guide position."""
+        """Copies these settings, with a checkpoint folder for this seed and the guide's `place`."""
         given = self.options.get("checkpoint")
         if given is None:
             return self
@@ -398,7 +398,7 @@ class _Run:
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
-    """Converts a fit of parameters per datum to a training result whose history has one entry."""
+    """Converts a fit of per-datum parameters to a training result, whose history has one entry."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values |= {"kl_weight": 1.0, "loss": -values["elbo"]}

@@ -21,13 +21,19 @@ from ..programs import PartlyObserved
 
 @runtime_checkable
 class PerFeature(Protocol):
-    """A module with one parameter for all features, of shape `()`, or one value per feature."""
+    """A module whose learned parameters are shared by all features, or separate for each feature.
+
+    `shape` is `()` if they are shared, and otherwise broadcasts to the shape of a datum.
+    """
 
     shape: tuple[int, ...]
 
 
 class Start(NamedTuple):
-    """Initial outputs of a decoder, and the unit of each output; `None` if all units are 1."""
+    """Initial outputs of a decoder, and the unit of each output.
+
+    `unit` is `None` if the unit of every output is 1.
+    """
 
     output: Tensor
     unit: Tensor | None
@@ -76,7 +82,7 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses a batch with more tensors besides the data than the likelihood takes."""
+        """Refuses a batch if it has more tensors besides the data than the likelihood takes."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {count_of(self.takes, 'tensor')} besides the data; "
@@ -136,21 +142,22 @@ class Likelihood(nn.Module):
 
         Arguments:
             spread: The standard deviation of each column.
-            names: Names of the columns, for the message; by default it gives their positions.
+            names: Names of the columns, for the warning; without names it gives the position of the
+                column.
         """
 
     def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
         """Sets the learned noise of y given z, if the likelihood has any.
 
         Arguments:
-            sd: Standard deviation, given z, of y; for positive numbers, of log y; for counts, of
-                log(1 + y).
+            sd: Standard deviation given z: of log y if y is positive and its likelihood is
+                log-normal, of log(1 + y) if y is a count, and of y itself otherwise.
             y: Training data.
         """
 
 
 def has_own_density(likelihood: Likelihood) -> bool:
-    """Whether log p(y | z) has more terms than the features' densities, as with `SelfMasking`.
+    """Whether log p(y | z) has terms besides the features' densities, as under `SelfMasking`.
 
     Such a likelihood cannot be part of a `Mixed` or of a `SequentialVAE`, because these use only
     the distributions of the features.
@@ -164,8 +171,8 @@ class Features(dist.TorchDistribution):
     Data are not validated here: `Likelihood.check` refuses invalid data once, before training.
 
     Arguments:
-        parameters: Tensors that broadcast to the shape of a batch of data with `trailing` further
-            dimensions at the end, such as one for categories.
+        parameters: Tensors that broadcast to the shape of a batch of data, followed by `trailing`
+            further dimensions; for example, one dimension for categories.
     """
 
     trailing: ClassVar[int] = 0
@@ -212,9 +219,9 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     if bias is None or bias.numel() != start.numel():
         found = "no bias" if bias is None else f"{count_of(bias.numel(), 'number')}"
         raise ValueError(
-            "the decoder's last linear layer must have a bias of "
-            f"{count_of(start.numel(), 'number')}, as many as the initial output; got {found}: set "
-            "the initial bias in your decoder's own code"
+            "the bias of the decoder's last linear layer must have "
+            f"{count_of(start.numel(), 'number')}, as many as `start`; got {found}: set the "
+            "initial bias in your decoder's own code"
         )
     scales = [part for part in decoder.modules() if isinstance(part, OutputScale)]
     with torch.no_grad():

@@ -36,7 +36,7 @@ class Codes(Features):
         return log_probs.argmax(dim=-1).to(log_probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log probability of the nearest code; -inf if none is within 1/2."""
+        """Returns the log probability of the nearest code; -inf if it is more than 1/2 away."""
         log_probs = self.parameters[0]
         code = value.round().long().clamp(0, log_probs.shape[-1] - 1)
         shape = torch.broadcast_shapes(code.shape, log_probs.shape[:-1])
@@ -180,8 +180,9 @@ class Ordinal(Likelihood):
         r"""Returns the distribution of the levels of each feature.
 
         The probability of a level is a difference :math:`s(a) - s(b)` of two values of the logistic
-        function s. This difference can lose all digits, so the equal product :math:`s(a) s(-b)
-        (1 - e^{-(a - b)})` is computed. The last factor does not depend on z.
+        function s. In floating point this difference can lose all its digits. It is therefore
+        computed as a product, :math:`s(a) s(-b) (1 - e^{-(a - b)})`, which is mathematically the
+        same. The last factor does not depend on z.
         """
         above = output[..., None] - self.cuts  # logits of y >= 1, ..., y >= C - 1
         log_above, log_below = logsigmoid(above), logsigmoid(-above)
@@ -204,7 +205,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that, with the current cut points, gives each column's mean."""
+        """Returns the output at which each column has its observed mean, given the cut points."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

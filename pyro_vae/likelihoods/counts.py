@@ -10,7 +10,8 @@ y.sum(dim=1)`. Then log p is conditional on the total, just as a regression is c
 covariates. Such a log p is not a density of rows with unknown totals, and can be compared only with
 models that also condition on the total.
 
-A log rate beyond +-30 grows only logarithmically, so that neither rates nor gradients overflow.
+Beyond +-30, the log rate grows only logarithmically with the decoder's output, so that neither
+rates nor gradients overflow.
 """
 
 import math
@@ -57,9 +58,10 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
     )
     if len(given) > 1 or not fits or len(exposure) != shape[0]:
         raise ValueError(
-            f"counts of shape {shape} must have one exposure, of shape (batch,), (batch, 1) or "
-            f"that of the counts; got the shapes {[tuple(part.shape) for part in given]}: call "
-            "model(y, exposure)"
+            f"for counts of shape {shape}, the exposure must be one tensor of shape (batch,), "
+            "(batch, 1) or the shape of the counts; got "
+            f"{count_of(len(given), 'tensor')} of shapes {[tuple(part.shape) for part in given]}: "
+            "call model(y, exposure)"
         )
     if not capturing() and not bool((exposure > 0).all()):
         raise ValueError(
@@ -81,11 +83,11 @@ def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
 def _inverse_dispersion(
     y: Float[Tensor, "batch *datum"], explained: Float[Tensor, "*datum"] | float = 0.0
 ) -> Float[Tensor, "*datum"]:
-    """Returns r, clamped to [0.01, 100]; each column has the variance mean + mean^2 (1 / r + v).
+    """Solves variance = mean + mean^2 (1 / r + v) for r in each column; clamps r to [0.01, 100].
 
-    Here v is the variance of the log rate that z explains. It is computed from `explained`, the
-    variance of log(1 + y) that z explains: `explained` is divided by the squared derivative of
-    log(1 + y) with respect to log y.
+    Here v is the part of the variance of the log rate that z explains. It is computed from
+    `explained`, the part of the variance of log(1 + y) that z explains: `explained` is divided by
+    the squared derivative of log(1 + y) with respect to log y.
     """
     mean, variance = column_means(y).clamp(min=1e-3), column_spreads(y).square()
     of_log_rate = explained * ((1 + mean) / mean).square()

@@ -8,11 +8,12 @@ entry. With the observed features :math:`O` and the missing features :math:`M`,
 .. math:: p(y_O, s \mid z) = \prod_{d \in O} p(y_d \mid z) \, \sigma(a_d + b_d y_d)
     \prod_{d \in M} \int p(y_d \mid z) \, \sigma(-a_d - b_d y_d) \, dy_d .
 
-Ipsen, Mattei and Frellsen draw the missing entries. If features are independent given z, no draws
-are needed, because each integral has one dimension. It is computed by quadrature for normal
-features, and is a sum of two terms for Bernoulli features. For log-normal features, the regression
-is on :math:`\log y_d`, which is normal. With :math:`b = 0` the mask carries no information about
-the data, and all other results are the same as without a model of the mask.
+Ipsen, Mattei and Frellsen, who proposed this model, sample the missing entries. If features
+are independent given z, no draws are needed, because each integral has one dimension. For normal
+features the integrals are computed by quadrature; for Bernoulli features, each is a sum of two
+terms. For log-normal features, the regression is on :math:`\log y_d`, which is normal. With
+:math:`b = 0` the mask carries no information about the data, and all other results are the same as
+without a model of the mask.
 """
 
 import math
@@ -166,8 +167,9 @@ class SelfMasking(Likelihood):
 
     Observed entries alone cannot show whether missingness depends on the missing values. The
     likelihood of the features predicts the missing values, so the slopes are only as good as that
-    likelihood. `pv.marginal` and `pv.conditional` refuse a model with `SelfMasking`, which would
-    treat the columns outside the density as missing because of their values.
+    likelihood. `pv.marginal` and `pv.conditional` refuse a model with `SelfMasking`: they leave
+    columns out of the density, and the model would take these columns to be missing because of
+    their values.
 
     Arguments:
         likelihood: Likelihood of the features.
@@ -211,7 +213,7 @@ class SelfMasking(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """The number of decoder outputs per feature that the features' likelihood needs."""
+        """The number of decoder outputs per feature, which is that of the features' likelihood."""
         return self.likelihood.outputs
 
     @property

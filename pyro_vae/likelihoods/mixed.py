@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from .._types import Distribution, Size
-from ..formatting import count_of
+from ..formatting import count_of, listed
 from ..registry import arguments_of, is_registered, registered
 from .base import Likelihood, Start, has_own_density
 from .codes import Ordinal
@@ -154,9 +154,8 @@ class Mixed(Likelihood):
         """Returns the shape of the decoder's output: one number per parameter of each column."""
         if shape != (len(self.names),):
             raise ValueError(
-                f"each datum must have shape ({len(self.names)},) for a Mixed of "
-                f"{count_of(len(self.names), 'column')}; got shape {shape} for the columns "
-                f"{list(self.names[:10])}"
+                f"for a Mixed with {listed('column', self.names)}, each datum must have shape "
+                f"({len(self.names)},); got shape {shape}"
             )
         return (self.outputs,)
 
@@ -197,7 +196,7 @@ class Mixed(Likelihood):
         return self.placeholders.to(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses columns with other names or in another order, and values outside the support."""
+        """Refuses columns whose names or order are wrong, and values outside their support."""
         if names is not None and tuple(names) != self.names:
             raise ValueError(
                 f"the columns must be {list(self.names)} in this order; got {list(names)}"
@@ -331,10 +330,10 @@ def _class_and_arguments(value: object) -> object:
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns the positions of a group's columns in the data, and in the decoder's outputs.
+    """Returns where a group's columns are in the data, and where their decoder outputs are.
 
-    The positions in the outputs are ordered as a likelihood of these columns expects its outputs:
-    the first number of every column, then the second number of every column, and so on.
+    The positions of the outputs are in the order in which a likelihood of these columns expects
+    them: the first number of every column, then the second number of every column, and so on.
     """
     ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
     outputs = likelihoods[group[0]].outputs

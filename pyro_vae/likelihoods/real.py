@@ -89,7 +89,7 @@ class LearnedSigma(WithOptionalBuffers):
         initial = _initial(floor) if initial is None else initial
         if not floor < initial < float("inf"):
             raise ValueError(
-                f"`initial`, the first sigma, must be finite and above `floor`, which is {floor}; "
+                f"`initial`, the sigma at the start, must be finite and above `floor`, {floor}; "
                 f"got {initial}"
             )
         self.shape = as_shape(shape)
@@ -113,9 +113,10 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set_unit(self, spread: Tensor | None) -> None:
-        """Sets the unit of sigma to `spread`, the columns' standard deviations (`None`: to 1).
+        """Sets the unit of sigma to `spread`, the columns' standard deviations.
 
-        If sigma still has its default value, sigma is also set to `spread`.
+        If `spread` is `None`, the unit becomes 1. If sigma still has its default value, sigma is
+        also set to `spread`.
         """
         if not self.raw.requires_grad:
             self.unit = None if spread is None else torch.ones_like(self.raw)
@@ -174,7 +175,7 @@ class DecodedSigma(WithOptionalBuffers):
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
     def set_unit(self, spread: Tensor | None) -> None:
-        """Sets the unit of sigma to `spread`, the columns' standard deviations (`None`: to 1)."""
+        """Sets the unit of sigma to `spread`, or to 1 if `spread` is `None`."""
         one = spread is not None and spread.numel() == 1
         self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
@@ -193,7 +194,7 @@ def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
 
 
 def _in_unit(unit: Tensor | None, above: Tensor) -> Tensor:
-    """Multiplies `above`, the distance of sigma from its floor, by the unit if there is one."""
+    """Multiplies `above`, the distance of sigma from its floor, by the unit, if a unit is set."""
     return above if unit is None else unit.to(above) * above
 
 
@@ -203,7 +204,7 @@ def _inverse_softplus(x: Tensor) -> Tensor:
 
 
 def check_floor(floor: float) -> None:
-    """Refuses a smallest sigma that is not a positive, finite number."""
+    """Refuses a floor of sigma that is not a positive, finite number."""
     if not 0 < floor < float("inf"):
         raise ValueError(
             f"`floor`, the smallest sigma, must be positive and finite; got {floor}: leave out "
@@ -224,7 +225,7 @@ class WithSigma(Likelihood):
         return self.sigma.outputs
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Warns of constant columns, whose density grows without bound as sigma falls."""
+        """Warns about constant columns, whose density grows without bound as sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
@@ -324,7 +325,7 @@ class StudentTFeatures(Features):
         return self.parameters[1]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density; its constant stays accurate at large degrees of freedom."""
+        """Returns the log density; its normalizing constant is accurate even if `df` is large."""
         df, loc, scale = self.parameters
         standard = (value - loc) / scale
         constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
@@ -374,7 +375,7 @@ class StudentT(WithSigma):
         return StudentTFeatures(df, *self.sigma(output))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses infinite values; warns of constant columns, as `Gaussian` does."""
+        """Refuses infinite values; warns about constant columns, like `Gaussian`."""
         check_range(y, likelihood="StudentT", names=names)
         super().check(y, names)
 
@@ -411,7 +412,7 @@ class LogNormal(WithSigma):
         return dist.LogNormal(loc, scale, validate_args=False)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values that are not positive; warns of constant columns, as `Gaussian` does."""
+        """Refuses values that are not positive; warns about constant columns, like `Gaussian`."""
         check_range(
             y, low=0.0, inside=True, likelihood="LogNormal", names=names,
             remedy=(
@@ -428,7 +429,7 @@ class LogNormal(WithSigma):
         return Start(self.start(y), None)
 
     def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
-        """Does nothing: sigma is a standard deviation of logarithms, which have no unit."""
+        """Does not warn: sigma is a standard deviation of logarithms, which have no unit."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the output that gives the mean of log y and, if sigma is decoded, its sd."""

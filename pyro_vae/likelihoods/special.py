@@ -2,7 +2,7 @@ r"""Functions that stay accurate where the textbook formulas suffer from cancell
 
 If a count y is a million, :math:`\log \Gamma(y + 1)` is :math:`1.3 \cdot 10^7`, which float32
 resolves only to one nat. So the densities of this package avoid such terms. Stirling's formula
-replaces :math:`\log \Gamma`, and the large terms combine to a deviance, which is zero where data
+replaces :math:`\log \Gamma`, and the large terms combine into a deviance, which is zero where data
 and model agree. Then the error of Stirling's formula, which is small, is added.
 
 References:

@@ -44,7 +44,7 @@ class Bernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the logit of each column's mean, after half a one and half a zero are added."""
+        """Returns the logit of each column's mean, smoothed with half a one and half a zero."""
         observed = (~y.isnan()).sum(dim=0)
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 
@@ -192,9 +192,10 @@ class Beta(Likelihood):
         \phi = e^{\kappa_d(z)}
 
     The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers per feature, first
-    all logits of means and then all logs of concentrations. Logits beyond +-15 and logs beyond +-12
-    grow only logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1, a
-    draw would round to 1, and is set to the largest float below 1.
+    all logits of means and then all logs of concentrations. Beyond +-15 for the logits, and beyond
+    +-12 for the logs of concentrations, the parameters grow only logarithmically with the decoder's
+    output, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1, some draws would
+    round to 1; these draws are set to the largest float below 1.
 
     References:
         | Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004)

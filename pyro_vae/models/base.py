@@ -84,7 +84,8 @@ class Generative(NamedModule):
     def _given_particles(self, z: Tensor, *given: Tensor) -> Distribution:
         """Returns p(y | z); z has further dimensions on the left if Pyro vectorizes particles.
 
-        Decoders and likelihoods take rows, so particles are rows for them.
+        Decoders and likelihoods only take rows, so the draws of all particles are passed to them
+        as the rows of one batch.
         """
         if z.dim() == 2:
             return self.conditional(z, *given)
@@ -187,8 +188,8 @@ def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
         place = ", ".join(str(index) for index in bad.nonzero()[0].tolist())
         raise ValueError(
             f"`z` must be finite; got nan or infinity in {int(bad.sum())} of "
-            f"{count_of(bad.numel(), 'row')}, the first is z[{place or '...'}]: leave out these "
-            "rows, or check their computation"
+            f"{count_of(bad.numel(), 'row')} (first in z[{place or '...'}]): leave out these rows, "
+            "or check how they were computed"
         )
 
 
@@ -197,9 +198,9 @@ def _check_rows_given(given: tuple[Tensor, ...], draws: Sequence[int]) -> None:
     for part in given:
         if not isinstance(part, Tensor) or part.shape[:1] != tuple(draws[-1:]) or not draws:
             raise ValueError(
-                "every further input must be a tensor with one row for each row of `z`, which "
-                f"has shape {(*draws, 'latents')}; got {shown(part)}: pass `z` and the further "
-                "inputs for the same rows"
+                "every further input must be a tensor with one row for each row of `z`, whose "
+                f"shape is ({', '.join([*map(str, draws), 'latents'])}); got {shown(part)}: pass "
+                "`z` and the further inputs for the same rows"
             )
 
 
@@ -244,13 +245,13 @@ class Decoded(Generative):
         return self.likelihood.mean(output, *more)
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Sets the scale of a decoder's outputs (`pv.nets`) and of learned noise, from some rows.
+        """Sets the scales of the decoder's outputs and of learned noise, from some rows of data.
 
         Called before training. If the data are far from unit scale, the decoder's outputs start at
         the data's means, and the unit of the outputs becomes the data's standard deviation. A step
-        of training then changes the outputs about as much as it would for standardized data.
-        Decoders that were trained or loaded are not changed, and neither are decoders and
-        likelihoods of your own classes.
+        of training then changes the outputs about as much as it would for standardized data. Only
+        decoders of `pv.nets` are changed, and only if they were neither trained nor loaded.
+        Decoders and likelihoods of your own classes are left unchanged.
         """
         scale = self.output_scale
         if scale is None or not (scale.is_fresh or scale.own_bias is not None):
@@ -280,8 +281,8 @@ class Decoded(Generative):
     def output_scale(self) -> OutputScale | None:
         """The scale of the decoder's outputs; `None` if the outputs cannot be rescaled.
 
-        That is so if the model, the likelihood or the decoder is of a user's class, or if the
-        likelihood requires standardized data.
+        They cannot be rescaled if the model, the likelihood or the decoder is an instance of a
+        user's own class, or if the likelihood requires standardized data.
         """
         decoder = self.decoder
         while isinstance(decoder, Concatenated):

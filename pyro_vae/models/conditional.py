@@ -168,7 +168,7 @@ class ConditionalVAE(Decoded):
         return self.decoder(z, self._covariates(given)), given[1:]
 
     def _covariates(self, given: tuple[Tensor, ...]) -> Tensor:
-        """Returns x, which is the first of the further tensors; refuses a call without it."""
+        """Returns the covariates x, the first of the further tensors; refuses a call without x."""
         if not given or given[0].shape[1:] != (self.covariates,):
             raise ValueError(
                 f"the covariates x must have shape (rows, {self.covariates}); got "

@@ -112,7 +112,10 @@ def regression(
 
 
 class BestLoadings(NamedTuple):
-    """Loadings of largest likelihood for given noise, and the log likelihood in nats per datum."""
+    """The loadings that maximize the likelihood for given noise, and the maximum.
+
+    The maximum, `value`, is a log likelihood in nats per datum.
+    """
 
     loadings: Tensor
     value: float
@@ -236,7 +239,7 @@ def squarem(
 
 
 def _extrapolated(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
-    """Extrapolates three iterates; returns `None` if both steps are equal, or on overflow."""
+    """Extrapolates three iterates; returns `None` if the two steps are equal, or on overflow."""
     first = once - theta
     second = twice - once - first
     length = float(second.norm())
@@ -254,8 +257,8 @@ def _variance(
 ) -> Float[Tensor, " variances"]:
     """Returns noise variances, no lower than the floor and no higher than the second moments.
 
-    An EM step never leaves this range, but an extrapolation may, so far that `exp` underflows or
-    overflows.
+    An EM step never leaves this range. An extrapolation can leave it so far that `exp` underflows
+    or overflows.
     """
     return log_variance.exp().clamp(floor, moments.max().maximum(floor))
 

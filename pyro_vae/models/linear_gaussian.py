@@ -75,7 +75,7 @@ class LinearGaussian(Generative):
 
     Arguments:
         latent_dim: Number of entries of z.
-        features: Numbers per datum.
+        features: Number of features of a datum.
         noise: :class:`Isotropic` or :class:`Diagonal`; isotropic by default.
 
     Shapes:
@@ -194,8 +194,8 @@ class LinearGaussian(Generative):
         if bool(y.isnan().any()):
             raise ValueError(
                 "for a closed form, the data must have no missing entries; got "
-                f"{int(y.isnan().sum()):,} missing (nan) among "
-                f"{count_of(y.numel(), 'entry', ',')}: use fit_em(y)"
+                f"{count_of(int(y.isnan().sum()), 'missing (nan) entry', ',')} out of "
+                f"{y.numel():,}: use fit_em(y)"
             )
         mean = y.mean(dim=0)
         covariance = (y - mean).mT @ (y - mean) / len(y)
@@ -285,13 +285,13 @@ class LinearGaussian(Generative):
         if unseen:
             raise ValueError(
                 f"every column must have an observed entry; got none in {len(unseen)} of "
-                f"{count_of(self.features, 'column')}, the first is column {unseen[0]}: drop these "
+                f"{count_of(self.features, 'column')} (first in column {unseen[0]}): drop these "
                 "columns"
             )
         return y.detach().double()
 
     def _least_variance(self, centred: Tensor) -> Tensor:
-        """Returns the smallest noise variances, `(1,)` or `(features,)`.
+        """Returns lower limits for the noise variances, `(1,)` or `(features,)`.
 
         If the noise were below a millionth of the data's standard deviation, rounding in float64
         would remove the prior from the posterior precision.

@@ -176,7 +176,7 @@ class Unflattened(dist.TorchDistribution):
         return self.flat.rsample(torch.Size(sample_shape)).unflatten(len(sample_shape), self.sizes)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density of values, which are repeated where they lack dimensions."""
+        """Returns the log density of values, after expanding them to the batch shape."""
         shape = self.batch_shape + self.event_shape
         value = value.expand(torch.broadcast_shapes(value.shape, shape))
         dim = value.dim() - len(shape)
@@ -185,7 +185,7 @@ class Unflattened(dist.TorchDistribution):
 
 
 def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
-    """Repeats log densities along dimensions of the batch shape that they lack."""
+    """Repeats log densities along those dimensions of the batch shape that are missing."""
     return value.expand(torch.broadcast_shapes(value.shape, shape))
 
 
@@ -327,7 +327,7 @@ class VampPrior(Prior):
 
     Raises:
         TypeError: If the encoder or the family is of the wrong type.
-        ValueError: If there is no pseudo-input, or one is not finite.
+        ValueError: If there is no pseudo-input, or a pseudo-input is not finite.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)

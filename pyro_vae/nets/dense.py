@@ -41,7 +41,7 @@ class _WithInput(nn.Sequential):
 
 
 def flat_rows(name: str, y: Tensor, expected: int) -> Tensor:
-    """Flattens each datum into a row; refuses rows without `expected` numbers."""
+    """Flattens each datum into a row; refuses rows that do not have `expected` numbers."""
     flat = y.flatten(start_dim=1) if y.dim() > 1 else y[:, None]
     check_width(name, flat, expected, tuple(y.shape))
     return flat

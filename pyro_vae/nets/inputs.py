@@ -57,13 +57,13 @@ class _Around(nn.Module):
 
     @property
     def num_features(self) -> int | None:
-        """The `num_features` of the wrapped network; `None` if the network does not have any."""
+        """The `num_features` of the wrapped network; `None` if it has no such attribute."""
         return features_of(self.net)
 
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for data with missing entries; its network sees zeros in their place, and a mask.
+    """An encoder for data with missing entries: its network sees zeros for them, and a mask.
 
     Arguments:
         net: An encoder for twice as many numbers per row (or twice as many channels). Its input is
@@ -141,10 +141,10 @@ class ColumnInputs(_Around):
     r"""An encoder for tables, whose network sees encoded columns and a mask.
 
     Arguments:
-        net: An encoder for :meth:`width` numbers per row. First come a number for each numeric
-            column, and an indicator for each category of a categorical column, all 0 if the entry
-            is missing. Then comes the mask: for each column, 1 if its entry was observed, otherwise
-            0.
+        net: An encoder for :meth:`width` numbers per row. First come the encoded columns: a numeric
+            column as one number, and a categorical column as one indicator per category. If an
+            entry is missing, its numbers are all 0. Then comes the mask: for each column, 1 if its
+            entry was observed, otherwise 0.
         categories: Number of categories of each column; 0 for a numeric column.
         counts: Positions of columns of counts; the network sees :math:`\log(1 + y)` for a count y.
         positive: Positions of columns of positive numbers; the network sees :math:`\log y` for a

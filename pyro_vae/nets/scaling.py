@@ -27,10 +27,10 @@ _MOSTLY = 0.25  # a column is mostly one number if a smaller share of its entrie
 
 
 class Standard(NamedTuple):
-    """The center and the spread of each column, by which the columns are standardized.
+    """The center and the spread of each column, which are used to standardize the columns.
 
-    Center and spread are the mean and the standard deviation, unless a few outlying rows dominate
-    these. Then robust values take their place.
+    They are the mean and the standard deviation, or robust values if a few outlying rows dominate
+    the mean or the standard deviation.
     """
 
     center: Tensor
@@ -41,7 +41,7 @@ def standard_of(rows: Tensor) -> Standard | None:
     """Returns center and spread of each column; `None` if all columns are of about unit scale.
 
     Missing entries are left out. If most entries of a column are equal, the spread is about the
-    distance of the other entries from this common value. The spread of a constant column is the
+    distance between the other entries and this common value. The spread of a constant column is the
     absolute value of its entries. The spread of a column of zeros is the median spread of the other
     columns.
 
@@ -92,8 +92,8 @@ def _clipped(x: Tensor) -> Tensor:
 def _is_far(x: Tensor, center: Tensor, robust: Tensor, spread: Tensor) -> bool:
     """Whether columns are so far from unit scale that the data should be standardized.
 
-    `robust` are the columns' standard deviations without outliers. `spread` is equal
-    to `robust`, except that columns which are mostly one number have a larger spread.
+    `robust` are the columns' standard deviations, limited so that outliers do not dominate them.
+    `spread` is equal to `robust`, but larger for columns in which most entries are equal.
     """
     if float((center.square() + robust.square()).max()) > _LARGE**2:
         return True
@@ -139,7 +139,7 @@ class WithOptionalBuffers(nn.Module):
 def forget_units(
     module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object
 ) -> None:
-    """Removes scales that a state dict lacks, before the state dict is loaded into a module.
+    """Removes those scales of a module that are absent from the state dict to be loaded next.
 
     Submodules with parameters are skipped, because they remove their own scales when loaded.
     """
@@ -175,13 +175,15 @@ class Drawn(nn.Module):
 
 
 class Scale(Drawn, WithOptionalBuffers):
-    """The shift and the scale of a network's inputs or outputs; `None` without standardization.
+    """The shift and the scale of a network's inputs or outputs.
+
+    Both are `None` if nothing is standardized.
 
     Arguments:
         net: The network. Shift and scale are set only while it has its initial weights.
         layer: The network's first layer if inputs are scaled, or its last layer if outputs are.
-        besides: Name of a parameter of the network. If no other parameter was changed, the network
-            still counts as having its initial weights.
+        besides: Name of a parameter that may be changed: the network still counts as having its
+            initial weights as long as no other parameter was changed.
     """
 
     optional = ("shift", "scale")
@@ -232,8 +234,8 @@ class InputScale(Scale):
         net: The network.
         layer: The network's first layer.
         series: Whether inputs are `(batch, times, features)`.
-        besides: Name of a parameter of the network. If no other parameter was changed, the network
-            still counts as having its initial weights.
+        besides: Name of a parameter that may be changed: the network still counts as having its
+            initial weights as long as no other parameter was changed.
     """
 
     def __init__(
@@ -259,7 +261,8 @@ class InputScale(Scale):
     def forward(self, x: Tensor) -> Tensor:
         """Returns standardized inputs, which the network's first layer sees.
 
-        Beyond `near` they grow like logarithms.
+        A standardized input that exceeds `near` in absolute value is compressed: beyond `near` it
+        grows only logarithmically.
         """
         x = self.standardized(x)
         if self.near == math.inf:
