@@ -249,7 +249,9 @@ def test_wrong_columns() -> None:
     likelihood = Mixed({"age": Gaussian(), "sex": Bernoulli()})
     with pytest.raises(ValueError, match=r"\['age', 'sex'\] in this order; got \['sex', 'age'\]"):
         likelihood.check(torch.zeros(2, 2), ("sex", "age"))
-    with pytest.raises(ValueError, match=r"must have shape \(2,\) .*; got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"'age', 'sex', each datum must have shape \(2,\); got shape \(3,\)"
+    ):
         likelihood.check(torch.zeros(2, 3))
     with pytest.raises(
         ValueError, match=r"for 2 columns, .* 2 numbers per row; got shape \(1, 5\)"

@@ -219,8 +219,8 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     if bias is None or bias.numel() != start.numel():
         found = "no bias" if bias is None else f"{count_of(bias.numel(), 'number')}"
         raise ValueError(
-            "the bias of the decoder's last linear layer must have "
-            f"{count_of(start.numel(), 'number')}, as many as `start`; got {found}: set the "
+            "the decoder's last linear layer must have a bias of "
+            f"{count_of(start.numel(), 'number')}, as many as `start` has; got {found}: set the "
             "initial bias in your decoder's own code"
         )
     scales = [part for part in decoder.modules() if isinstance(part, OutputScale)]

@@ -24,6 +24,7 @@ from torch.nn.functional import logsigmoid
 
 from .._types import Distribution, Size
 from ..data.checks import check_range
+from ..formatting import count_of
 from ..programs.modes import capturing
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, column_spreads

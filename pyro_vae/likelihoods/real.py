@@ -89,8 +89,8 @@ class LearnedSigma(WithOptionalBuffers):
         initial = _initial(floor) if initial is None else initial
         if not floor < initial < float("inf"):
             raise ValueError(
-                f"`initial`, the sigma at the start, must be finite and above `floor`, {floor}; "
-                f"got {initial}"
+                "`initial`, the sigma at the start, must be finite and above the floor of "
+                f"{floor}; got {initial}"
             )
         self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
