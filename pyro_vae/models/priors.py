@@ -185,7 +185,7 @@ class Unflattened(dist.TorchDistribution):
 
 
 def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
-    """Repeats log densities along those dimensions of the batch shape that are missing."""
+    """Expands log densities to the batch shape, repeating them along missing dimensions."""
     return value.expand(torch.broadcast_shapes(value.shape, shape))
 
 
