@@ -158,7 +158,7 @@ class _Search:
     def from_draws(
         self, found: Sequence[RowFit], start: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-        """Searches for better optima of the ELBO from draws of the prior.
+        """Searches for better optima of the ELBO, with fits that start at draws of the prior.
 
         A datum is searched if its first fits ended at different optima, or if prior draws show mass
         far from its best fit. The fits of a round start at likely draws that are far from each

@@ -193,7 +193,7 @@ class _Answer(NamedTuple):
         value: Log p(y), in nats.
         error: Error of the value, in nats.
         of_parts: Error that each mode contributes, `(modes,)`, in nats.
-        points: Number of points.
+        points: Number of points per lattice, summed over modes.
         undefined: Whether the log joint is undefined at some point.
     """
 

@@ -236,7 +236,7 @@ class _Grid:
         return _pooled(finer) > 0
 
     def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns positions and row numbers of every datum's highest points in the mask `peaks`."""
+        """Returns every datum's highest points in the mask `peaks`: positions and row numbers."""
         heights = self.value.where(peaks, -torch.inf).flatten(1)
         height, index = heights.topk(min(_MOST_MAXIMA, heights.shape[1]), dim=1)
         place = torch.arange(len(self.rows), device=index.device)[:, None].expand_as(index)
@@ -245,7 +245,7 @@ class _Grid:
         return self.z[index[is_peak], own[is_peak]], self.rows[place[is_peak]]
 
     def log_edge(self) -> Float[Tensor, " batch"]:
-        """Estimates the log of the mass beyond the grid's edges, for tails as heavy as 1/z^2."""
+        """Estimates the log of the mass beyond the grid, under the assumption of 1/z^2 tails."""
         inside = (slice(None), *[slice(1, -1)] * self.latent_dim)
         edge = self.density.clone()
         edge[inside] = -torch.inf

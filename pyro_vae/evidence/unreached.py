@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
         z: Some of the draws, from which moments are estimated.
         log_weights: Log weights of these draws, in nats.
         log_mean: Log of the mean of all weights, in nats.
-        keys: Random keys of the draws, from which those of :class:`Points` are derived.
+        keys: Random keys of the draws, from which the keys of :class:`Points` are derived.
         number: Total number of draws per datum.
     """
 

@@ -46,11 +46,11 @@ class Whitening(NamedTuple):
         return Whitening(self.loc[rows], self.root[rows])
 
     def colored(self, u: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Converts whitened latents to latents."""
+        """Maps whitened latents u to latents z."""
         return self.loc + torch.einsum("kbl,bjl->kbj", u, self.root)
 
     def white(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Converts latents to whitened latents."""
+        """Maps latents z to whitened latents u."""
         away = (z - self.loc).permute(1, 2, 0)
         solved: Tensor = torch.linalg.solve_triangular(self.root, away, upper=False)
         return solved.permute(2, 0, 1)
