@@ -54,7 +54,7 @@ from .lattices import MODES_AT_ONCE, OMITTED, SHIFTS, Frames, Lattice, log_add
 from .results import Bound, LogMarginal
 from .scan import Scan, scanned
 from .seeking import Integrand
-from .weights import Inference, draw_rows, require_numbers, rows_at_once
+from .weights import Inference, draw_rows, rows_at_once
 
 _MOST_LATENTS = 3  # each additional latent multiplies the number of points by about ten
 _GUIDE_DRAWS = 16  # draws of the guide among which the highest is a starting point
@@ -217,7 +217,6 @@ def _integrated(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogM
         method: The settings.
     """
     heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
-    require_numbers("log_likelihood", heights, draws, range(len(integrand)))
     best = heights.argmax(dim=0)
     guess = draws[best, torch.arange(len(best), device=draws.device)]
     scan = scanned(integrand, guess, method.tolerance, method.max_points)
