@@ -1,4 +1,4 @@
-"""The list of all quantities that a comparison reports about a guide.
+"""The list of all quantities that a comparison reports for each guide.
 
 The printed table, the csv file, the data frame and the HTML page are all made from :data:`COLUMNS`,
 where every quantity is defined once: its heading, unit and definition, how its value is computed,
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
         return self.table.results[self.name]
 
     def spread(self, value: Callable[[GuideResult], Tensor]) -> float:
-        """Computes the standard deviation of a value over seeds; nan for only one complete run."""
+        """Computes the sd of a value over seeds; nan if only one run is complete."""
         values = [value(one.results[self.name]) for one in self.table.complete]
         return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 

@@ -197,14 +197,14 @@ class Comparison(Result):
         return save_comparison(self, Path(folder), fixed)
 
     def save_table(self, path: Path) -> None:
-        """Writes the table as csv: a row per guide, each error next to its number."""
+        """Writes the table as csv, with one row per guide and each error next to its value."""
         from ..writing import write_csv
 
         records = [row.record() for row in self.rows()]
         write_csv(path, [[*records[0]], *(record.values() for record in records)])
 
     def provenance(self) -> dict[str, Any]:
-        """Returns the notes and package versions that are needed to repeat the run, for JSON."""
+        """Returns what is needed to repeat the run, notes and versions, in a form for JSON."""
         from .. import __version__  # imported here, because the root imports this module first
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")

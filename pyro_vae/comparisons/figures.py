@@ -123,7 +123,7 @@ def _reconstructions(table: "Comparison") -> "Figure":
 
 
 def _decoded(result: GuideResult, batch: Batch, z: Tensor | None = None) -> Tensor:
-    """Computes the mean of p(y | z) for every datum; without `z`, at a draw from the prior."""
+    """Computes the mean of p(y | z) for every datum; draws z from the prior if none is given."""
     with simulating(result.model, result.held_out_guide, batch, 0, None) as program:
         points = Prior(program, batch).sample(1) if z is None else z.to(batch[0].device)[None]
         return decoded(program, points, batch)[0].cpu()

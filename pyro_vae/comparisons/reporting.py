@@ -401,7 +401,7 @@ def _repeat(tables: "Mapping[str, Comparison]") -> list[Block]:
 
 
 def _commands(run: Mapping[str, Any]) -> str:
-    """Returns shell lines that install the packages used, and repeat the command if it is known."""
+    """Returns shell lines that install the packages and, if the command is known, repeat it."""
     packages = {name: text for name, text in run["versions"].items() if name != "pyro-vae"}
     # A suffix such as `+cpu` names a build that only some package indexes have.
     pinned = shlex.join(f"{name}=={text.split('+')[0]}" for name, text in packages.items())

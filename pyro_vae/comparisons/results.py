@@ -216,8 +216,10 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
     """States how much refining the guide at test time would reduce the amortization gap.
 
     Arguments:
-        gained: ELBO of the refined guide minus the guide's own, a mean over data in nats.
-        cost: Amortization gap of the guide, a mean over data in nats; larger than its error.
+        gained: The ELBO of the refined guide minus that of the guide itself, averaged over the
+            data, in nats.
+        cost: The guide's amortization gap, averaged over the data, in nats. Its value must exceed
+            its error.
     """
     refined = f"guide.refined({REFINING_STEPS})"
     value, slack = float(gained.value), _SIGNIFICANT * float(gained.error)
@@ -245,7 +247,7 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
 def ignores_data(result: GuideResult) -> bool:
     """Whether z carries no information about the datum, within the error of the estimate.
 
-    A single datum has no identity that z could carry information about.
+    This is false for a single datum, because the information is about which datum z belongs to.
     """
     value, error = (float(part) for part in result.information.estimate)
     return len(result.means) > 1 and value <= _COLLAPSED + _SIGNIFICANT * error
@@ -266,7 +268,7 @@ class Rival(NamedTuple):
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """Returns the name of the guide with the highest log p, or ELBO if the model is fixed."""
+    """Names the guide with the highest log p or, if the model is fixed, the highest ELBO."""
     what = "log_marginal" if train_model else "elbo"
     return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
 

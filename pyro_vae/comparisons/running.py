@@ -209,8 +209,8 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
     """Refuses labels and an image shape that do not fit the data, before anything is trained."""
     if labels is not None and labels.shape[:1] != y.shape[:1]:
         raise ValueError(
-            f"`labels` must have one label for each of the {count_of(len(y), 'held-out row')}; got "
-            f"shape {tuple(labels.shape)}: pass the labels of `test`"
+            f"`labels` must have one label per held-out row, {count_of(len(y), 'label')} in all; "
+            f"got shape {tuple(labels.shape)}: pass the labels of `test`"
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():
         raise ValueError(
@@ -222,7 +222,7 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
 
 @contextmanager
 def _naming_guide(name: str) -> Iterator[None]:
-    """Adds the name of a guide to the errors in the block."""
+    """Adds the name of a guide to the message of an error that is raised in the block."""
     try:
         yield
     except (FloatingPointError, TypeError, ValueError) as error:
@@ -278,7 +278,10 @@ class _Run:
         return results
 
     def _with_own_checkpoint(self, place: int) -> "_Run":
-        """Copies these settings, with a checkpoint folder for this seed and the guide's `place`."""
+        """Copies these settings, with a separate checkpoint folder for the seed and the guide.
+
+        The folder is numbered by `place`, the position of the guide in the comparison.
+        """
         given = self.options.get("checkpoint")
         if given is None:
             return self
@@ -289,7 +292,10 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, first: GuideResult | None = None
     ) -> GuideResult:
-        """Trains and evaluates a guide; with a fixed model, takes log p from the `first` result."""
+        """Trains and evaluates a guide.
+
+        With a fixed model, log p is taken from `first`, the result of the first guide.
+        """
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
@@ -324,8 +330,8 @@ class _Run:
         """Returns the estimator of log p.
 
         If the model is fixed, log p does not depend on the guide, so the estimator returns the
-        estimate of the `first` result. But if log p is conditional on global sites, which each
-        guide infers, it is estimated anew for each guide.
+        estimate in `first`, the result of the first guide. But if log p is conditional on global
+        sites, which each guide infers, it is estimated anew for each guide.
         """
         if self.train_model or first is None or first.gap.given:
             return self.estimator
@@ -333,7 +339,7 @@ class _Run:
         return lambda *_, **__: estimate
 
     def _train_bound(self, model: ProgramLike, guide: ProgramLike) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of the training data, after one random transformation if augmented.
+        """Computes the ELBO of the training data, transformed once if training transforms them.
 
         Local parameters are looked up by the positions of rows, not by the transformed data.
         """
@@ -383,7 +389,10 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains model and guide; if only parameters per datum are free, fits these parameters."""
+        """Trains model and guide.
+
+        If only per-datum parameters are free, each datum is fitted separately instead.
+        """
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             guide = for_new_rows(guide, self.train, **self._common)

@@ -82,7 +82,7 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses a batch if it has more tensors besides the data than the likelihood takes."""
+        """Refuses tensors in addition to the data if there are more than the likelihood takes."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {count_of(self.takes, 'tensor')} besides the data; "
@@ -136,22 +136,22 @@ class Likelihood(nn.Module):
         return Start(self.start(y, *given), None)
 
     def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
-        """Warns if a learned sigma cannot fall to the spread of a column.
+        """Warns if a learned sigma cannot fall to a column's spread, because its floor is higher.
 
         Called after :meth:`start_units`.
 
         Arguments:
             spread: The standard deviation of each column.
-            names: Names of the columns, for the warning; without names it gives the position of the
-                column.
+            names: Names of the columns, for the warning; without names, the warning gives the
+                position of the column.
         """
 
     def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
         """Sets the learned noise of y given z, if the likelihood has any.
 
         Arguments:
-            sd: Standard deviation given z: of log y if y is positive and its likelihood is
-                log-normal, of log(1 + y) if y is a count, and of y itself otherwise.
+            sd: Standard deviation, given z, of log y under a log-normal likelihood, of
+                log(1 + y) under a likelihood of counts, and of y itself otherwise.
             y: Training data.
         """
 
@@ -251,7 +251,7 @@ def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tenso
 def inverse_of(
     increasing: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float
 ) -> Tensor:
-    """Inverts an increasing function on [low, high] at each given value, by bisection."""
+    """Solves `increasing(x) = value` for x in [low, high], by bisection."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
     for _ in range(50):  # halvings: exact to rounding in float32, and to 1e-13 in float64
         middle = (lower + upper) / 2

@@ -1,4 +1,4 @@
-"""Likelihoods of ordered or unordered categories, which are coded as whole numbers from 0 on."""
+"""Likelihoods of ordered or unordered categories, which are coded as 0, 1, 2, and so on."""
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,10 @@ class Codes(Features):
         return log_probs.argmax(dim=-1).to(log_probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log probability of the nearest code; -inf if it is more than 1/2 away."""
+        """Returns the log probability of the code nearest to each value.
+
+        The result is -inf for a value that is more than 1/2 away from every code.
+        """
         log_probs = self.parameters[0]
         code = value.round().long().clamp(0, log_probs.shape[-1] - 1)
         shape = torch.broadcast_shapes(code.shape, log_probs.shape[:-1])
@@ -205,7 +208,10 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output at which each column has its observed mean, given the cut points."""
+        """Returns the decoder output at which p(y | z) has each column's observed mean.
+
+        The cut points keep their present values.
+        """
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

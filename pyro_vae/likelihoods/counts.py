@@ -73,7 +73,7 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
 
 
 def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
-    """Returns each column's log rate; half a count is added, so that the log is finite."""
+    """Returns each column's log rate, with half a count added so that the log is finite."""
     observed = ~y.isnan()
     exposure = _exposure(given, tuple(y.shape)).to(y) if given else y.new_ones(())
     total = (y.nan_to_num(nan=0.0).sum(dim=0) + 0.5).log()
@@ -107,7 +107,7 @@ class _Counts(Features):
 
 
 def _at_least_one(value: Tensor, like: Tensor) -> Tensor:
-    """Returns counts as floats, with 1 in place of 0; also converts integer tensors."""
+    """Returns counts with 1 in place of 0, as floats even if they are given as integers."""
     count = value if value.is_floating_point() else value.to(like.dtype)
     return count.clamp(min=0).where(value > 0, torch.ones_like(count))
 
@@ -291,7 +291,7 @@ class NegativeBinomial(OfCounts):
         return NegativeBinomialFeatures(_log_mean(output, given), r)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the log rate of each column, then, if the dispersion is decoded, each log r."""
+        """Returns each column's log rate, followed by each column's log r if r is decoded."""
         log_rate = _start_of_rate(y, given)
         if self.outputs == 1:
             return log_rate

@@ -196,7 +196,7 @@ class Mixed(Likelihood):
         return self.placeholders.to(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses columns whose names or order are wrong, and values outside their support."""
+        """Refuses wrong names or a wrong order of the columns, and values outside the support."""
         if names is not None and tuple(names) != self.names:
             raise ValueError(
                 f"the columns must be {list(self.names)} in this order; got {list(names)}"

@@ -170,7 +170,7 @@ class DecodedSigma(WithOptionalBuffers):
         self.floor = floor
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean and sigma, each from half of the output along axis 1."""
+        """Takes the mean from the first half of the output along axis 1, sigma from the second."""
         loc, raw = halves(output, "a sigma from the decoder")
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
@@ -225,7 +225,7 @@ class WithSigma(Likelihood):
         return self.sigma.outputs
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Warns about constant columns, whose density grows without bound as sigma falls."""
+        """Warns about constant columns, whose density grows without bound as sigma goes to 0."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
@@ -290,7 +290,7 @@ class Gaussian(WithSigma):
         return self.sigma(output)[0]
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives each column's mean and, if sigma is decoded, its sd."""
+        """Returns the decoder output for each column's mean and, if sigma is decoded, its sd."""
         return start_of_sigma(self.sigma, column_means(y), column_spreads(y))
 
 
@@ -380,7 +380,7 @@ class StudentT(WithSigma):
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives each column's median and, if decoded, a robust sigma."""
+        """Returns the decoder output for each column's median and, if decoded, a robust sigma."""
         centre = _column_medians(y)
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
@@ -425,14 +425,14 @@ class LogNormal(WithSigma):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the initial outputs without units, because logarithms have none."""
+        """Returns the initial outputs without units, because logarithms have no unit."""
         return Start(self.start(y), None)
 
     def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
         """Does not warn: sigma is a standard deviation of logarithms, which have no unit."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives the mean of log y and, if sigma is decoded, its sd."""
+        """Returns the decoder output for the mean of log y and, if sigma is decoded, its sd."""
         log_y = y.log()
         return start_of_sigma(self.sigma, column_means(log_y), column_spreads(log_y))
 

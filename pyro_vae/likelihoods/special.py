@@ -119,9 +119,10 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
 
 def require_outputs(output: Tensor, number: int, what: str) -> None:
-    """Refuses a decoder's output that cannot have `number` numbers per feature.
+    """Refuses a decoder's output whose length along axis 1 is not a multiple of `number`.
 
-    The message says that these numbers are for `what`.
+    Such an output cannot have `number` numbers per feature. The message names the parameter,
+    `what`, that needs these numbers.
     """
     if output.shape[1] % number:
         raise ValueError(

@@ -108,7 +108,7 @@ class ContinuousBernoulli(Likelihood):
         = \sum_d \left[ y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d} \right]
 
     The decoder gives the logits :math:`\eta`. The second term makes the density integrate to one.
-    A :class:`Bernoulli` has :math:`\log(1 + e^{\eta_d})` in its place, so its result is not a log
+    In a :class:`Bernoulli` this term is :math:`\log(1 + e^{\eta_d})`, so the result is not a log
     density of grey values.
 
     References:
@@ -154,10 +154,10 @@ class BetaFeatures(Features):
         return self._logs()[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Returns the log density, from :math:`\phi \mathrm{KL}(m \| y)` and Stirling's remainder.
+        r"""Returns the log density, computed so that no large terms cancel.
 
-        Here m is the mean and :math:`\phi` the concentration. No large terms cancel, even if the
-        concentration is large.
+        It is computed from :math:`\phi \mathrm{KL}(m \| y)`, with mean m and concentration
+        :math:`\phi`, and from the remainder of Stirling's formula.
         """
         log_mean, log_rest, log_phi = self._logs()
         log_y, log_not_y = value.log(), (-value).log1p()
@@ -226,7 +226,7 @@ class Beta(Likelihood):
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the logit of the mean and the log concentration that match each column."""
+        """Returns the logit of the mean and the log concentration, from each column's moments."""
         mean = y.nanmean(dim=0).nan_to_num(nan=0.5).clamp(1e-3, 1 - 1e-3)
         variance = column_spreads(y).square().clamp(min=1e-6)
         concentration = (mean * (1 - mean) / variance - 1).clamp(0.1, 1e4)

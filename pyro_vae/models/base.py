@@ -292,7 +292,10 @@ class Decoded(Generative):
         return found if isinstance(found, OutputScale) and self.likelihood.any_units else None
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """Returns data and the likelihood's further tensors, one row per row of decoder output."""
+        """Returns the data and the likelihood's further tensors.
+
+        They have one row for each row of the decoder's output.
+        """
         return y, *given
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:

@@ -94,8 +94,8 @@ class ConditionalVAE(Decoded):
     densities are conditional on x: x has no distribution, and must have no missing entries.
 
     Arguments:
-        decoder: A module called with `(z, x)` that gives the parameters of the likelihood for each
-            datum.
+        decoder: A module that is called with `(z, x)` and gives the parameters of the likelihood
+            for each datum.
         likelihood: Turns the decoder's output into p(y | z, x).
         latent_dim: Number of entries of z.
         covariates: Number of entries of x.

@@ -239,7 +239,10 @@ def squarem(
 
 
 def _extrapolated(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
-    """Extrapolates three iterates; returns `None` if the two steps are equal, or on overflow."""
+    """Extrapolates from three iterates.
+
+    Returns `None` if the two steps between the iterates are equal, or if a number overflows.
+    """
     first = once - theta
     second = twice - once - first
     length = float(second.norm())
@@ -255,7 +258,7 @@ def _variance(
     floor: Float[Tensor, " floors"],
     moments: Float[Tensor, " features"],
 ) -> Float[Tensor, " variances"]:
-    """Returns noise variances, no lower than the floor and no higher than the second moments.
+    """Returns noise variances, clamped between the floor and the largest second moment.
 
     An EM step never leaves this range. An extrapolation can leave it so far that `exp` underflows
     or overflows.

@@ -181,8 +181,8 @@ class LinearGaussian(Generative):
         data's covariance, with divisor N. The computation is in float64.
 
         Raises:
-            ValueError: If the noise is not isotropic, if there are as many latents as features, or
-                if the data have missing entries: use :meth:`fit_em` for these data.
+            ValueError: If the noise is not isotropic, if there are at least as many latents as
+                features, or if the data have missing entries. In these cases use :meth:`fit_em`.
         """
         if not isinstance(self.noise, Isotropic) or self.latent_dim >= self.features:
             raise ValueError(
@@ -313,7 +313,7 @@ class LinearGaussian(Generative):
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: Tensor
 ) -> em.LinearGaussianParameters:
-    """Returns initial parameters for EM: the noise is half of each feature's variance.
+    """Returns initial parameters for EM; the noise variance is half of a feature's variance.
 
     The loadings come from the covariance of the data, with missing entries set to the mean.
     """

@@ -312,7 +312,7 @@ class VampPrior(Prior):
 
     .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, q_\phi(z \mid u_k)
 
-    The encoder must be the same object as the guide's. Make the encoder first, pass it to the
+    The encoder must be the guide's encoder, the same object. Make it first, pass it to the
     prior, and then pass it to :class:`pyro_vae.Guide` with the same family. The encoder's
     parameters then belong to both model and guide, and are trained in both roles. Only then does
     the prior follow the aggregated posterior. With another guide, or in a copy of the model
@@ -388,7 +388,7 @@ class Layers(Protocol):
     """A kind of layer for a :class:`FlowPrior`, such as :class:`pyro_vae.AffineAutoregressive`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns one of Pyro's conditional transforms with new networks, close to the identity."""
+        """Returns one of Pyro's conditional transforms, initialized close to the identity."""
 
 
 @registered()

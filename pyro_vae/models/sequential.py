@@ -26,13 +26,13 @@ def padded(
     """Pads series of different lengths into one tensor, with nan after their ends.
 
     Arguments:
-        series: The series, each `(times, *features)`. The result has the highest precision among
-            them. Integers become floating-point numbers, because no integer is nan.
+        series: The series, each `(times, *features)`. The result has the highest precision that
+            any series has. Integers become floating-point numbers, because no integer is nan.
         length: Number of time steps of the result; by default that of the longest series.
 
     Raises:
-        ValueError: If there is no series, if the series differ in their features, or if a series is
-            longer than `length`.
+        ValueError: If no series has a time step, if the series differ in the shape of their
+            features, or if a series is longer than `length`.
 
     Example:
         >>> padded([torch.ones(1, 2), torch.ones(3, 2)])[:, :, 0]
@@ -44,8 +44,9 @@ def padded(
     length = longest if length is None else length
     if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
-            "all series must have shape (times, features), the same number of features, and at "
-            f"most length={count_of(length, 'time step')}; got {len(shapes)} series of shapes "
+            "`series` must have at least one series with a time step; all series must have shape "
+            "(times, features), the same number of features, and at most "
+            f"length={count_of(length, 'time step')}; got {len(shapes)} series of shapes "
             f"{shapes[:5]} (at most 5 shown)"
         )
     dtype = reduce(torch.promote_types, (part.dtype for part in series))

@@ -84,8 +84,8 @@ class MixtureVAE(Decoded):
         y_n \sim p_\theta(y \mid z_n)
 
     The cluster is a discrete latent site `c`. It is summed out exactly, and guides model only z.
-    So p(y, z) is the same as for a :class:`VAE` with the prior :class:`MixtureOfNormals`. The
-    cluster of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`).
+    So p(y, z) is the same as for a :class:`VAE` with the prior :class:`MixtureOfNormals`. Bayes'
+    rule gives the probabilities of the clusters (:meth:`cluster_probabilities`, :meth:`clusters`).
     Clusters have no order and no given meaning: look at the data in each cluster.
 
     Arguments:

@@ -63,7 +63,7 @@ class _Around(nn.Module):
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for data with missing entries: its network sees zeros for them, and a mask.
+    """An encoder for data with missing entries; its network sees a mask, and zeros for nan.
 
     Arguments:
         net: An encoder for twice as many numbers per row (or twice as many channels). Its input is

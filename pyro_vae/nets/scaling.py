@@ -281,13 +281,13 @@ class OutputScale(Scale):
 
     @property
     def first(self) -> nn.Module:
-        """The first of the network's layers that have parameters."""
+        """The first layer of the network that has parameters."""
         parts = self._net[0].modules()
         return next(part for part in parts if list(part.parameters(recurse=False)))
 
     @property
     def own_bias(self) -> Tensor | None:
-        """The last layer's bias if it was set and no other parameter was changed; else `None`."""
+        """The last layer's bias if it is the only parameter that was changed; else `None`."""
         layer = self.layer
         if not isinstance(layer, nn.Linear) or not layer.weight.requires_grad:
             return None
@@ -342,7 +342,7 @@ def scale_of(net: nn.Module) -> Scale | None:
 
 
 def start_inputs(net: nn.Module, call: Callable[[], object]) -> None:
-    """Sets the input scales of all parts of a network that still have their initial weights.
+    """Sets the input scales of those parts of a network that still have their initial weights.
 
     Arguments:
         net: The network.
