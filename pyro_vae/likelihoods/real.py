@@ -208,7 +208,7 @@ def check_floor(floor: float) -> None:
     if not 0 < floor < float("inf"):
         raise ValueError(
             f"`floor`, the smallest sigma, must be positive and finite; got {floor}: leave out "
-            "`floor` for the default"
+            "`floor` to use the default"
         )
 
 
