@@ -35,7 +35,7 @@ Value: TypeAlias = Estimate | Share | float | str
 
 
 class Entry(NamedTuple):
-    """A guide of a comparison, whose row of the table is to be computed."""
+    """A guide, and the comparison whose table has a row for this guide."""
 
     name: str
     table: "Comparison"
@@ -57,7 +57,7 @@ class Reported(Column):
 
     Arguments:
         of: Computes the column's value for a guide.
-        table: Name of the table on the HTML page that shows the column; empty if only the csv file
+        table: Name of the HTML page's table that shows the column; empty if only the csv file
             and the data frame have the column.
         short: Heading on a terminal; empty for columns that are not printed there.
         spec: Format of numbers that have no error.
@@ -96,7 +96,7 @@ class Row:
 
     Arguments:
         guide: Name of the guide.
-        values: The value of each column, by the column's key, in order.
+        values: The value of each column, by the column's key, in the order of the columns.
     """
 
     guide: str

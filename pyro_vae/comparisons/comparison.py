@@ -204,7 +204,10 @@ class Comparison(Result):
         write_csv(path, [[*records[0]], *(record.values() for record in records)])
 
     def provenance(self) -> dict[str, Any]:
-        """Returns what is needed to repeat the run, notes and versions, in a form for JSON."""
+        """Returns the notes and package versions that are needed to repeat the run.
+
+        The dict that is returned can be written as JSON.
+        """
         from .. import __version__  # imported here, because the root imports this module first
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")

@@ -51,7 +51,7 @@ def save_comparison(table: "Comparison", folder: Path, fixed: "Comparison | None
 
 
 def _write(table: "Comparison", folder: Path) -> None:
-    """Writes all files of a comparison except the HTML page into a new folder."""
+    """Writes into a new folder all files of a comparison, except the HTML page."""
     table.save_table(folder / "table.csv")
     (folder / "summary.txt").write_text(table.summary() + "\n", encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(table.provenance(), indent=2) + "\n")

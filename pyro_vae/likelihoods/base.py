@@ -59,7 +59,7 @@ class Likelihood(nn.Module):
     """Whether the data may be in any units; if not, the data must be standardized."""
 
     placeholder: ClassVar[float] = 0.0
-    """A value in the support, in place of missing entries, which add nothing to log p."""
+    """A value in the support that replaces missing entries, which add nothing to log p."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape that the decoder's output must have, given the shape of a datum."""

@@ -139,9 +139,9 @@ class Ordinal(Likelihood):
     .. math:: p(y_d \ge k \mid z) = \mathrm{logit}^{-1}(\eta_d(z) - c_{k}), \qquad
         c_1 < c_2 < \dots < c_{C-1}
 
-    The decoder gives one number per feature, which shifts the log odds of :math:`y \ge k` alike for
-    all levels k (proportional odds). The cut points :math:`c_k` are parameters of the model.
-    :meth:`mean` returns the mean of the codes, which in general lies between two levels.
+    The decoder gives one number per feature, which shifts the log odds of :math:`y \ge k` by the
+    same amount for all levels k (proportional odds). The cut points :math:`c_k` are parameters of
+    the model. :meth:`mean` returns the mean of the codes, which in general lies between two levels.
 
     Arguments:
         num_levels: Number of levels, C.

@@ -50,8 +50,8 @@ class SelfMasked(PartlyObserved):
     Arguments:
         features: Distributions of the features, with no event dimension. Entries of columns that
             are neither normal, log-normal nor Bernoulli are treated as missing at random.
-        intercept: :math:`a`, log odds of being observed where y (or log y) is 0; broadcasts with a
-            datum.
+        intercept: :math:`a`, the log odds that an entry is observed if y (or log y) is 0;
+            broadcasts with a datum.
         slope: :math:`b`, the change of these log odds per unit of y (or of log y).
         placeholder: A value in the support of the features, used in place of nan.
 
@@ -159,11 +159,11 @@ class SelfMasking(Likelihood):
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 
     Here the mask :math:`s_d` is 1 if entry d was observed and 0 if it is missing. Each column has a
-    learned intercept :math:`a_d` and a learned slope :math:`b_d`. If its likelihood is
-    :class:`LogNormal`, the regression is on :math:`\log y_d`. Entries of columns with other
-    likelihoods than `Gaussian`, `LogNormal` and `Bernoulli`, such as counts and categories, are
-    treated as missing at random. Evidence, training and imputation include the mask: log p is the
-    joint log density of the observed values *and* of the mask.
+    learned intercept :math:`a_d` and a learned slope :math:`b_d`. For columns with a
+    :class:`LogNormal` likelihood, the regression is on :math:`\log y_d`. Entries of columns with
+    other likelihoods than `Gaussian`, `LogNormal` and `Bernoulli`, such as counts and categories,
+    are treated as missing at random. Evidence, training and imputation include the mask: log p is
+    the joint log density of the observed values *and* of the mask.
 
     Observed entries alone cannot show whether missingness depends on the missing values. The
     likelihood of the features predicts the missing values, so the slopes are only as good as that

@@ -193,7 +193,7 @@ class Prior(nn.Module):
     """The base of priors, which are distributions over one latent vector."""
 
     latent_dim: int | None = None
-    """Number of entries of z that the prior is for; None if it fits any number."""
+    """Number of entries of z that the prior is for; None if the prior works for any number."""
 
     def setup(self, zero: Tensor) -> None:
         """Moves the prior to the dtype and device of `zero`, a tensor of zeros `(latents,)`.

@@ -184,7 +184,7 @@ class ColumnInputs(_Around):
     def numbers(
         self, y: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, "batch numbers"], Float[Tensor, "batch numbers"]]:
-        """Returns the encoded columns, 0 where an entry is missing, and a mask of the same shape.
+        """Returns the encoded columns (0 where an entry is missing), and a mask of the same shape.
 
         The mask is 1 where the entry was observed, and 0 elsewhere.
 
@@ -219,7 +219,7 @@ class ColumnInputs(_Around):
         return torch.cat([*shown, observed], dim=1)
 
     def _column(self, place: int, y: Float[Tensor, " batch"]) -> Float[Tensor, "batch inputs"]:
-        """Encodes a column: indicators of its categories, its logarithms, or its numbers."""
+        """Encodes a column as indicators of its categories, as logarithms, or as plain numbers."""
         number = self.categories[place]
         if number:
             codes = y.round().clamp(0, number - 1)
