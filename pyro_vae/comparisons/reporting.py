@@ -93,7 +93,8 @@ def _lead(table: "Comparison") -> Lead:
             f"Use '{name}': its held-out ELBO is the highest, and its inference gap is "
             f"{best.gap.mean.inference} nats per datum."
         ),
-        "Under this guide, z carries no information about a datum: embeddings of data say nothing."
+        "Under this guide, z carries no information about a datum, "
+        "so embeddings of the data say nothing."
         if table.trained_model and ignores_data(best)
         else "",
         f"This guide cannot be distinguished from {alike} on {every_datum(size)}." if alike else "",
