@@ -55,7 +55,7 @@ class Comparison(Result):
 
     @property
     def interrupted(self) -> bool:
-        """Whether training under this seed was interrupted; guides may then be missing."""
+        """Whether training under this seed was interrupted; if so, some guides may be missing."""
         return any(result.fit.stopped == "interrupted" for result in self.results.values())
 
     @property
@@ -150,7 +150,7 @@ class Comparison(Result):
         return pictures_of(self)
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
-        """Draws latents of the held-out data; returns ArviZ's groups, keyed by the guide's name."""
+        """Draws latents of the held-out data; returns ArviZ data for each guide, by its name."""
         from ..inference_data import to_inference_data
 
         def predictive(model: ProgramLike) -> int | None:

@@ -231,7 +231,7 @@ def _details(table: "Comparison", *, leads: bool) -> list[Block]:
 
 
 def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table:
-    """Returns one of the tables of the page: a row per guide."""
+    """Returns one of the tables of the page, with one row per guide."""
     columns = [GUIDE, *columns_of(which, table.rows())]
     rows = [[cell_of(column, Entry(name, table)) for column in columns] for name in table.results]
     return Table(title, columns, rows, note)

@@ -82,7 +82,7 @@ class GuideResult(Result):
 
     @property
     def elbo_doubts(self) -> Doubts:
-        """Reasons to doubt the ELBOs of held-out data, each with a mask of the data."""
+        """Reasons to doubt the ELBOs of held-out data, each with a mask of the data it affects."""
         return {**self.gap.elbo_doubts, Doubt.INFINITE: self.gap.doubts[Doubt.INFINITE]}
 
     @property

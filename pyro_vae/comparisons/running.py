@@ -351,7 +351,7 @@ class _Run:
             return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, **self._common)
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
-        """Copies the model, and builds a guide of the copy from a copy of the candidate."""
+        """Copies the model and the candidate, and builds the guide for the copied model."""
         copies = Copies(self._few, self.options["seed"])
         model = copies.of_program(self.model, trained=self.train_model)
         if self.train_model:
@@ -376,7 +376,7 @@ class _Run:
 
     @property
     def _few(self) -> Batch:
-        """The first two rows of the training data, to run programs on before training."""
+        """The first two rows of the training data, on which programs are tried before training."""
         return take_rows(self.train, slice(2))
 
     def _restart(self, part: object, role: str) -> None:

@@ -135,7 +135,7 @@ class PoissonFeatures(_Counts):
 
 
 class OfCounts(Likelihood):
-    """The base of likelihoods of counts, which take an exposure besides the data."""
+    """The base of likelihoods of counts, which can take an exposure besides the data."""
 
     takes = 1
 
@@ -365,7 +365,7 @@ class ZeroInflated(OfCounts):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """The number of decoder outputs per feature: those of `counts`, and the logit of pi."""
+        """The number of decoder outputs per feature: those of `counts`, plus the logit of pi."""
         return self.counts.outputs + 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:

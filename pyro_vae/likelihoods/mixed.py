@@ -40,7 +40,7 @@ class MixedFeatures(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Returns the real numbers; `check` tests the support of each column."""
+        """Returns the real line; `check` refuses values outside the support of their column."""
         return constraints.real
 
     def expand(self, batch_shape: Size, _instance: object = None) -> "MixedFeatures":

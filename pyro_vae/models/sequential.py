@@ -172,7 +172,7 @@ class SequentialVAE(Decoded):
         return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
 
     def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Returns decoder outputs and further tensors, with one row per time of each series."""
+        """Returns decoder outputs and further tensors, with a row for each time of each series."""
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(
@@ -183,7 +183,7 @@ class SequentialVAE(Decoded):
         return self.decoder(self.states(z).flatten(0, 1)), more
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """Returns data and further tensors, with one row for each time of each series."""
+        """Returns data and further tensors, with a row for each time of each series."""
         return tuple(part.flatten(0, 1) for part in (y, *given))
 
     def forecast(

@@ -49,7 +49,7 @@ def features_of(net: nn.Module) -> int | None:
 
 
 class _Around(nn.Module):
-    """A wrapper that transforms the input of a network; it has the network's `num_features`."""
+    """A wrapper that transforms a network's input, and has the same `num_features`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
