@@ -84,7 +84,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`, for a start near the posterior."""
+    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`, suited to starts near the posterior."""
 
     def places(
         self,
@@ -119,7 +119,7 @@ class Sigmoid:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Returns temperatures dense near 0 and 1, which are the same for every datum."""
+        """Returns temperatures that are dense near 0 and 1, and are the same for every datum."""
         line = torch.linspace(-1, 1, count + 1, dtype=torch.float64, device=grid.device)
         curve = (self.steepness * line).sigmoid()
         curve = (curve - curve[0]) / (curve[-1] - curve[0])
@@ -214,10 +214,10 @@ class StartFromPrior:
 
 @dataclass(frozen=True)
 class StartFromGuide:
-    """Starts chains from the guide; a guide close to the posterior takes few temperatures.
+    """Starts chains from the guide; if it is close to the posterior, few temperatures suffice.
 
     A guide that is narrower than the posterior gives the weights a heavy tail. Removing this tail
-    takes a few dozen temperatures; with only a dozen, the reported errors are too small. It must be
+    needs a few dozen temperatures; with only a dozen, the reported errors are too small. It must be
     possible to evaluate the guide's density at given points, and to differentiate this density with
     respect to the latents.
     """
@@ -264,7 +264,7 @@ class Ladder(NamedTuple):
 def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
     """Yields the random numbers of `count` transitions, generated from each datum's key.
 
-    They are for chains whose positions have the shape of `z`, `(chains, batch, latents)`.
+    The chains' positions have the shape of `z`, `(chains, batch, latents)`.
     """
     chains, _, latents = z.shape
     for done in range(0, count, _BLOCK):
@@ -308,7 +308,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
     Both errors are estimated from few chains. So the larger error is multiplied by a ratio of two
     97.5% quantiles: that of Student's t over that of the normal distribution. For 16 chains with
-    normal log weights of variance 0.05, 0.3, 1 and 2, intervals of 1.96 errors cover the truth in
+    normal log weights of variance 0.05, 0.3, 1 and 2, intervals of ± 1.96 errors cover the truth in
     96, 95, 93 and 91% of the runs.
     """
     from scipy.special import stdtrit  # a third of a second to import
@@ -559,7 +559,9 @@ def _onwards(place: Tensor, spread: Tensor) -> Tensor:
 
 
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
-    """Resamples each datum's chains systematically, by the weights from a temperature increase.
+    """Resamples each datum's chains systematically, after an increase of the temperature.
+
+    The increase gives each chain a weight, to which its expected number of copies is proportional.
 
     Arguments:
         point: The chains.
@@ -573,6 +575,6 @@ def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
 
 
 def spread_of(log_ratio: Tensor) -> Tensor:
-    """Returns the standard deviation of `log_ratio` over chains; 1e8 if a density is 0."""
+    """Returns the standard deviation of `log_ratio` over chains, or 1e8 if a density is 0."""
     spread = log_ratio.double().std(dim=0)
     return spread.nan_to_num(nan=_NO_DENSITY, posinf=_NO_DENSITY).clamp(min=1e-12)

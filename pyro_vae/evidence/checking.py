@@ -100,7 +100,7 @@ class Checks:
         return missed
 
     def _by_prior(self, rows: Int64[Tensor, " some"]) -> Estimate:
-        """Returns estimates from prior draws."""
+        """Returns estimates of log p(y) from prior draws."""
 
         def find(places: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
             return zip(*from_prior(self.program, self._data(rows[places])), strict=True)
@@ -109,7 +109,7 @@ class Checks:
         return Estimate(*map(torch.stack, zip(*pairs, strict=True)))
 
     def _by_filter(self, rows: Int64[Tensor, " some"]) -> LogMarginal:
-        """Returns estimates from a small particle filter."""
+        """Returns estimates of log p(y) from a small particle filter."""
         number = min(_FILTER_PARTICLES, self.filtering.num_particles)
         small = replace(self.filtering, num_particles=number, guided=False)
         own = stream(self.seed, "tightest.checks")
@@ -154,10 +154,10 @@ def _remembered(
     rows: Int64[Tensor, " some"],
     find: Callable[[Tensor], Iterable[_Finding]],
 ) -> list[_Finding]:
-    """Returns a finding for each row number in `rows`, and makes those that are not yet known.
+    """Returns the finding for each row number in `rows`; makes findings that are not yet known.
 
     Arguments:
-        known: The findings so far, by row number; new findings are added.
+        known: The findings of earlier calls, by row number; new findings are added.
         rows: The row numbers.
         find: Makes findings, given positions in `rows`.
     """
@@ -177,9 +177,9 @@ def held_out_mass(
     *,
     limit: int,
 ) -> Float64[Tensor, " batch"]:
-    """Estimates which share of each posterior is missed by a proposal fitted to a population.
+    """Estimates the share of each posterior that is missed by a proposal fitted to particles.
 
-    If a posterior has very many modes, the particles are in some of them only, and so are the draws
+    If a posterior has very many modes, the particles are in only some of them, and so are the draws
     of a proposal that is fitted to the particles. So the proposal is fitted to three quarters of
     the islands, and the particles of the other quarter show the share that it misses, as in
     cross-validation. The estimate is high on average, since a fit to all islands misses less.
@@ -222,7 +222,7 @@ def excess(one: LogMarginal | Estimate, other: LogMarginal | Estimate) -> Tensor
 def shortfall(
     result: LogMarginal | Estimate, other: LogMarginal | Estimate
 ) -> Float64[Tensor, " batch"]:
-    """Returns by how many nats more than two joint errors `result` is below `other`, or 0.
+    """Returns how far `result` is below `other`, minus two joint errors, in nats; at least 0.
 
     The log of a mean weight is too low if the draws miss a part of the posterior, and then its
     error is too small. The log of a mean weight is seldom too high. So if two estimates differ by

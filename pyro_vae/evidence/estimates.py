@@ -241,7 +241,7 @@ def _remedy(estimator: Estimator) -> str:
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """Returns the ELBO of a program without continuous latents, which is equal to log p(y)."""
+    """Returns log p(y) as the ELBO; the two are equal if there are no continuous latents."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

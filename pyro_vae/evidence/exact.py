@@ -92,7 +92,7 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
 
 
 def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
-    """Makes a result of values that are exact up to rounding."""
+    """Makes a result from values that are exact up to rounding."""
     error = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + value.abs())
     missing = torch.full_like(value, torch.nan)
     points = torch.full_like(value, 1, dtype=torch.int64)

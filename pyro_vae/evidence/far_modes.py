@@ -61,9 +61,9 @@ def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
 def _falls_slowly(
     integrand: Integrand, z: Float[Tensor, "points rows latents"], rows: Tensor
 ) -> Bool[Tensor, " rows"]:
-    """Returns a mask of the data whose prior hardly falls from the first point to a later one.
+    """Returns a mask of the data whose prior hardly falls between the first point and another.
 
-    At one of the later points, the log prior must be less than 300 nats lower.
+    The log prior at one of the other points must be less than 300 nats below that at the first.
     """
     try:
         prior = integrand.prior(z.flatten(0, 1), rows.repeat(len(z))).view(z.shape[:2])
@@ -76,11 +76,11 @@ def _falls_slowly(
 
 
 def seek_far_modes(seeker: Seeker, heavy: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Adds far modes to those found before; returns a mask of data that may have further modes.
+    """Adds far modes to those found before; returns a mask of the data that may have more.
 
     Arguments:
         seeker: The modes found before.
-        heavy: Mask of the data whose prior has heavy tails; others have no far modes.
+        heavy: Mask of the data whose prior has heavy tails; the other data have no far modes.
     """
     integrand, start = seeker.integrand, seeker.heavy()
     start = start.take(heavy[start.rows].nonzero()[:, 0])
@@ -154,7 +154,7 @@ class FarModes:
         return FarModes(modes.z[own], root, log_mass, unsettled, heavy, program.dtype)
 
     def mixture(self) -> StudentMixture:
-        """Returns a mixture with a narrow and a wide component at each mode, for heavy tails.
+        """Returns a mixture with two heavy-tailed components at each mode, one narrow and one wide.
 
         Half of a mode's share is proportional to the mode's mass. The other half is equal for all
         modes of a datum.
@@ -181,7 +181,7 @@ def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
 
 
 def _factors(integrand: Integrand) -> Iterator["_Factor"]:
-    """Yields likelihood and prior, as functions of all latents and then of each latent alone."""
+    """Yields likelihood and prior, first as functions of all latents, then of single latents."""
     latents = integrand.program.latent_dim
     every = (True,) * latents
     alone = [tuple(i == j for i in range(latents)) for j in range(latents)]
@@ -205,7 +205,7 @@ class _Factor(Integrand):
     free: tuple[bool, ...]
 
     def ends(self, modes: Modes) -> Float[Tensor, "points latents"]:
-        """Returns the maxima that Newton's method finds from both sides of each mode."""
+        """Returns the maxima that Newton's method finds; it starts on both sides of each mode."""
         sd = modes.axes.square().sum(dim=-1).sqrt() * torch.tensor(self.free, device=modes.z.device)
         starts = torch.cat([modes.z + sd, modes.z - sd])
         return maxima(self, starts, modes.rows.repeat(2))[0]
@@ -216,7 +216,7 @@ class _Factor(Integrand):
         return prior if self.of_prior else likelihood
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes gradients and negative Hessians for Newton steps that move only free latents."""
+        """Computes gradients and negative Hessians; Newton steps then move only `free` latents."""
         slope, bend = super().derivatives(z, rows)
         free = torch.tensor(self.free, device=z.device)
         bend = bend.where(free & free[:, None], 0.0)

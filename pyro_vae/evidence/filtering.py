@@ -62,7 +62,7 @@ class Stage(NamedTuple):
         sites: Names of the latent sites.
         entries: For each observed site, a mask of those entries of a datum whose density depends
             only on the sites of this and earlier stages. Empty for the last stage, after which
-            all entries are determined.
+            the densities of all entries are included.
     """
 
     sites: tuple[str, ...]
@@ -81,8 +81,7 @@ class ParticleFilter:
     these particles survive, and the error is large. A guided filter draws the particles from the
     guide. If the guide has learned to look ahead, far fewer particles give the same accuracy.
 
-    Programs with discrete latent sites are refused, because these sites are summed out, and the
-    filter can only draw sites.
+    Programs with discrete latent sites are refused, because the filter cannot sum them out.
 
     Arguments:
         num_islands: Number of independent filters.
@@ -131,15 +130,16 @@ class ParticleFilter:
         stages = stages_of(program, batch)
         if program.structure.enumerated:
             raise ValueError(
-                "a particle filter requires a program without discrete latent sites, because these "
-                f"are summed out; got the {listed('discrete site', program.structure.enumerated)}: "
-                "use pv.Tightest() or pv.ImportanceSampling()"
+                "a particle filter requires a program without discrete latent sites; got the "
+                f"{listed('discrete site', program.structure.enumerated)}: use pv.Tightest() or "
+                "pv.ImportanceSampling(), which sum over discrete sites"
             )
         if len(stages) < 2:
             raise ValueError(
                 "a particle filter requires some observations that do not depend on the last "
-                f"latent site; here, all observations of {list(program.observed_names)} depend on "
-                f"the last of {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
+                "latent site; got a program in which all observations of "
+                f"{list(program.observed_names)} depend on the last of its latent sites "
+                f"{[site.name for site in program.latent_sites]}: use pv.Tightest() or "
                 "pv.ImportanceSampling()"
             )
         return self.populations(inference, stages, seed=seed, progress=progress).result
@@ -160,7 +160,7 @@ class ParticleFilter:
     def _filtered(
         self, inference: Inference, stages: list[Stage], row: int, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Filters one datum; returns each island's estimate of log p(y) and its final particles."""
+        """Runs one datum's filters; returns each island's log p(y) estimate and final particles."""
         program, posterior, batch = inference.rows(slice(row, row + 1))
         shape = self.num_islands, self.num_particles
         rows = repeat_rows(batch, shape[0] * shape[1])
@@ -224,11 +224,11 @@ def _log_prob(program: Program, sites: Iterable[TracedSite]) -> Tensor:
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """Splits the latent sites into stages, such that each stage determines further observations.
+    """Splits the latent sites into stages, which are drawn one after another.
 
-    An observation is determined if its density depends on no later latent site. There is a single
-    stage if all observations depend on the last site, or if the program has discrete latent sites,
-    which are summed out.
+    A stage ends as soon as the density of a further observation depends on no later latent site.
+    There is a single stage if all observations depend on the last site, or if the program has
+    discrete latent sites, which the filter does not support.
     """
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:
@@ -307,7 +307,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _known(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of the entries of a stage, which depend on no later latent site."""
+    """Sums the log densities of those entries that depend on no latent site after this stage."""
     parts = _entries(program, run)
     return sum(
         (
@@ -327,7 +327,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
 
 
 def _resampled(gains: Float64[Tensor, "islands particles"]) -> Int64[Tensor, " rows"]:
-    """Returns the row numbers of particles resampled systematically within each island."""
+    """Resamples particles systematically within each island; returns the chosen row numbers."""
     islands, particles = gains.shape
     levels = torch.rand(islands, dtype=gains.dtype, device="cpu").to(gains.device)
     chosen = systematic(gains.T, levels, particles)

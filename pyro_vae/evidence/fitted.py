@@ -186,7 +186,7 @@ def _from_full_rank(
 def _highest(
     z: Float[Tensor, "draws batch latents"], height: Float[Tensor, "draws batch"], number: int
 ) -> Float[Tensor, "number batch latents"]:
-    """Returns the draws of each datum with the largest `height`."""
+    """Returns, for each datum, the `number` draws that have the largest `height`."""
     places = height.topk(number, dim=0).indices
     return z[places, torch.arange(z.shape[1], device=z.device)]
 
@@ -217,7 +217,7 @@ def other_modes(
     the best fit by less than log 100 nats. Two fits with means :math:`m_i, m_i'` and standard
     deviations :math:`s_i, s_i'` are far apart if
     :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer than that, a
-    proposal at one of the modes covers the two.
+    proposal at one of the modes covers both.
 
     If only one mode is found, there can still be others to which none of the fits leads.
     """
@@ -288,7 +288,7 @@ def match_moments(
 
 
 def _require_ready(family: Family) -> None:
-    """Refuses a family whose networks belong to no guide, so that they are untrained."""
+    """Refuses a family with networks that belong to no guide and are therefore untrained."""
     if isinstance(family, TrainableFamily) and not family.latent_dim:
         raise ValueError(
             f"the networks of {type(family).__name__} are untrained, because they belong to no "

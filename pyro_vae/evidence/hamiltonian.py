@@ -153,7 +153,7 @@ def _log_density(point: Point, momentum: Tensor, beta: Tensor) -> Tensor:
 
 
 def _chosen(accepted: Tensor, end: Point, start: Point) -> Point:
-    """Returns the end of each accepted trajectory, and the start of every other one."""
+    """Returns the end of each accepted trajectory, and the start of each rejected trajectory."""
     return Point(
         torch.where(accepted[..., None], end.z, start.z),
         torch.where(accepted, end.log_base, start.log_base),
@@ -166,15 +166,15 @@ def chunks_of_chains(
 ) -> tuple[list[slice], CompiledDensity]:
     """Cuts data into chunks whose chains fit in memory; also returns the program's log density.
 
-    Half of the memory budget is for gradients. All chains of a chunk advance together, so a chunk
-    may be four times as large as one for a single evaluation of the density.
+    Half of the memory budget is for gradients. All chains of a chunk advance together. A chunk may
+    have four times as many rows as fit into the processor's cache.
 
     Arguments:
         program: The model.
         batch: The data.
         chains: Number of chains per datum.
         memory: Memory budget, in MiB.
-        calls: Number of density evaluations per chunk, from which it is decided whether to compile.
+        calls: Number of density evaluations per chunk; many evaluations make compiling pay.
         compile: Whether to compile the density; `None` to compile if that saves time.
     """
     size = max(1, 4 * rows_at_once(program, batch, memory / 8) // chains)

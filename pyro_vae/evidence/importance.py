@@ -103,7 +103,7 @@ class ImportanceSampling:
     evaluated at points other than the weighted draws (:mod:`pyro_vae.evidence.unreached`). For one
     latent there are two grids: 48 points around the draws, and 96 to 480 points around the prior's
     mean, one for every 16 weighted draws. For more latents there are 32 draws of the prior, and
-    again 96 to 480 other points. The points show the share of the posterior that the draws are
+    96 to 480 points around the draws. The points show the share of the posterior that the draws are
     expected to miss. A missed share s lowers log p(y) by about s nats. If s exceeds
     a sixth of the error, the error is raised; if s exceeds 0.75 times the error, the datum is
     unreliable. Guides that cannot evaluate their density at given points (planar flows, auxiliary
@@ -258,7 +258,7 @@ class Sampling:
         )
 
     def blocks(self) -> Iterator[Block]:
-        """Yields draws and weights in blocks, each with all draws of as many data as fit."""
+        """Yields draws and weights in blocks; each block has all draws of some of the data."""
         num_samples = self.num_samples
         data = min(max(1, self.limit // num_samples), len(self.keys))  # per run of the program
         draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
@@ -274,7 +274,7 @@ class Sampling:
             yield Block(rows, z, weights)
 
     def weights(self) -> Iterator[Weights]:
-        """Yields the weights of the blocks; very large sets of draws are not held in memory."""
+        """Yields the weights block by block, without holding very large sets of draws in memory."""
         if self.num_samples <= _KEPT:
             for block in self.blocks():
                 yield block.weights
@@ -298,9 +298,9 @@ class Sampling:
     def searched(self, result: LogMarginal, rows: slice = slice(None)) -> LogMarginal:
         """Adds doubts about the data for which a search finds modes away from the proposal.
 
-        One Gaussian at one of several modes has nearly equal weights, so the weights do not show
-        the other modes. Only rules that make such proposals can search, and only reliable data are
-        searched.
+        If a proposal is a Gaussian at one of several modes, its weights are nearly equal, and do
+        not show the other modes. Only rules that make such proposals can search, and only reliable
+        data are searched.
 
         Arguments:
             result: Estimates for the data in `rows`.
@@ -336,7 +336,7 @@ class Sampling:
             yield weights, self._with_missed(weights, few._replace(rows=slice(row, row + 1)))
 
     def _with_missed(self, weights: Weights, block: Block) -> "_Statistics":
-        """Computes statistics of `weights`, and the share of the posterior that draws may miss.
+        """Computes statistics of `weights`, and the share of the posterior that the draws miss.
 
         The share is computed only for data whose interval is expected to cover the truth. It is
         computed from the draws in `block`, which can be only a part of the draws that `weights`
@@ -353,7 +353,7 @@ class Sampling:
         return found._replace(missed=found.missed.index_copy(0, some, missed))
 
     def _missed(self, places: Int64[Tensor, " some"], drawn: Drawn) -> Tensor:
-        """Estimates the share of the posterior that draws miss, for the data at `places`."""
+        """Estimates the share of the posterior that the draws miss, for the data at `places`."""
         inference = Inference(self.program, self.proposal, self.batch)
         missed = partial(unreached, pool=self._pool, limit=self.limit)
         if is_keyed(self.proposal):
@@ -368,7 +368,7 @@ class Sampling:
 
     @cached_property
     def _pool(self) -> PriorDraws:
-        """Prior draws, some of which are points at which missed mass is searched for."""
+        """Draws from the prior; some of them are points at which missed mass is sought."""
         return prior_pool(self.program, self.batch)
 
     def _bar(self, steps: range) -> Iterable[int]:

@@ -1,7 +1,7 @@
 """Sums the joint density over lattices around modes, and bounds the mass that the sums may miss.
 
-:mod:`pyro_vae.evidence.quadrature` explains why there are several lattices around each mode, and
-the coordinates of the lattices.
+:mod:`pyro_vae.evidence.quadrature` explains the coordinates of the lattices, and why there
+are several lattices around each mode.
 """
 
 import math
@@ -44,9 +44,9 @@ class Frames:
     """Lattice coordinates around some modes, and the modes' shares of the joint density.
 
     Arguments:
-        modes: All modes.
+        modes: All modes that were found for the data.
         overlaps: Pairs of modes in which the first mode's normal density reaches the second.
-        which: Indices of those modes around which there are lattices.
+        which: Indices of the modes around which lattices are placed.
     """
 
     modes: Modes
@@ -96,11 +96,11 @@ class Frames:
         return self.modes.z[of] + (self.modes.axes[of] @ bent)[..., 0], jacobian
 
     def rows(self, mode: Tensor) -> Tensor:
-        """Returns the row numbers of the data to which modes belong."""
+        """Returns the row number of each mode's datum."""
         return self.modes.rows[self.which[mode]]
 
     def log_share(self, z: Tensor, mode: Tensor) -> Tensor:
-        """Computes, for each point, the log of the share of `mode` in the joint density there."""
+        """Computes the log of the share that each point's `mode` has in the joint density."""
         share, rows = torch.zeros_like(z[:, 0]), self.rows(mode)
         several = (self.modes.count[rows] > 1).nonzero()[:, 0]
         for some in several.split(_SHARES_AT_ONCE):
@@ -125,7 +125,7 @@ class Sums(NamedTuple):
 
 
 class Lattice:
-    """All lattices around some modes, shifted against one another.
+    """All lattices around some modes; the lattices around a mode are offset from one another.
 
     The k-th lattice of mode m has the number `k * modes + m`, where `modes` is the number of modes.
 
@@ -135,7 +135,7 @@ class Lattice:
         spacing: Distance between neighbouring points, in standard deviations of their mode.
         depth: If the log mass of a point is this many nats or more below that of the lattice's
             heaviest point, the point's neighbours are not visited.
-        max_points: Largest number of points on a lattice.
+        max_points: Number of visited points at which a lattice stops growing.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Lattice:
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the log mass of lattice points, and the log of the mode's part of this mass.
+        """Computes log masses of lattice points, and of the parts that belong to the points' modes.
 
         Points are given by lattice number and integer coordinates. The two results are nan where
         the log joint is undefined.
@@ -165,7 +165,7 @@ class Lattice:
         return mass, mass + share
 
     def sums(self) -> Sums:
-        """Sums the mass at each lattice's points, outwards from the modes until no mass is left."""
+        """Sums the mass at each lattice's points, outwards until the masses become negligible."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         frontier = self._seeds()
         seen = Seen(frontier)
@@ -235,7 +235,7 @@ class Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the largest log mass of a cell around a mode of its datum."""
+        """Returns, for each mode, the largest log mass of a cell at any mode of the same datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)
@@ -253,8 +253,9 @@ class Lattice:
     def _ahead(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Returns the points next to both ends of each run of consecutive points on a line.
 
-        A line has only two directions, so a fine lattice is visited several points at a time. The
-        given points must be sorted.
+        With one latent, a sum grows only at the ends of such runs. So several points are added at
+        each end, because a fine lattice would take too many rounds with single points. The given
+        points must be sorted.
         """
         is_last = torch.ones_like(lattices, dtype=torch.bool)
         is_last[:-1] = self._keys(lattices, index).diff() != 1
@@ -282,7 +283,9 @@ class Lattice:
 
 
 class Seen:
-    """The keys visited so far, in sorted lists, each less than half as long as the one before.
+    """The keys of all visited points, in sorted lists of decreasing length.
+
+    Each list is less than half as long as the list before it.
 
     On a narrow ridge many points are visited, a few at a time. Sorting all keys after each addition
     would be slow. Instead, a list is merged into the list before it as soon as it is at least half
@@ -311,7 +314,7 @@ def _added(total: Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> Sum
     """Adds points to the sums of their lattices.
 
     Arguments:
-        total: The sums so far.
+        total: The sums over the points visited before.
         lattices: Lattice numbers of the points.
         found: Log masses of the points, in nats.
         onwards: Mask of the points whose neighbours are visited; the others are outermost points.
@@ -329,12 +332,12 @@ def _added(total: Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> Sum
 
 
 def _jumps(keys: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds jumps: steps between neighbouring points of a line, far larger than adjacent steps.
+    """Finds jumps: steps in log mass that are far larger than the steps before and after them.
 
     Returns the indices of the points before the jumps, and the log of each jump's height.
 
     Arguments:
-        keys: Keys of the points, sorted; those of neighbours differ by 1.
+        keys: Sorted keys of points on a line; the keys of neighbouring points differ by 1.
         found: Log masses of the points.
     """
     step = (found.diff().abs()).nan_to_num(nan=0.0, posinf=torch.inf)

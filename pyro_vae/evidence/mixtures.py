@@ -65,7 +65,7 @@ class StudentMixture:
         return StudentMixture(shares, loc, scale_tril, self.dtype)
 
     def is_keyed(self) -> bool:
-        """Returns True, because draws are computed from normal numbers, which keys can generate."""
+        """Returns True, because draws are computed from normal numbers that keys can generate."""
         return True
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class StudentMixture:
         return self.loc.shape[-1] + _FREEDOM + 1
 
     def _placed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Transforms standard normals, `(particles, batch, noise)`, into draws; see the module."""
+        """Transforms standard normals into draws, by the last formula of the module's docstring."""
         latents = self.loc.shape[-1]
         epsilon, chi, which = noise.split([latents, _FREEDOM, 1], dim=-1)
         epsilon = epsilon * (_FREEDOM / chi.square().sum(dim=-1, keepdim=True)).sqrt()
@@ -146,7 +146,7 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits a mixture that covers all modes of each datum's equally weighted draws.
+    """Fits a mixture to each datum's equally weighted draws, with components at several modes.
 
     The clusters start at draws that are far from one another. A few iterations of Lloyd's algorithm
     and then of EM refine the clusters. The covariance of each cluster is shrunk towards the pooled

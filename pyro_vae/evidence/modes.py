@@ -61,7 +61,7 @@ class Modes:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """Inverse of the axes, which converts differences of latents to standard deviations."""
+        """Inverse of the axes; it expresses differences of latents in standard deviations."""
         return torch.linalg.inv(self.axes)
 
     @cached_property
@@ -86,7 +86,8 @@ class Modes:
         """Evaluates the widened normal densities of a datum's modes at points `z`.
 
         Returns the log densities, weighted by the modes' masses, and the indices of the modes,
-        both `(points, modes)`. Data with fewer modes are padded with log densities of -inf.
+        both `(points, modes)`. Data with fewer modes than others are padded with log densities of
+        -inf.
         """
         index = self.table[rows]
         away = (self.inverse[index] @ (z[:, None] - self.z[index])[..., None])[..., 0]
@@ -121,7 +122,7 @@ class Modes:
         return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
 
     def overlaps(self, depth: float) -> "Overlaps":
-        """Returns the pairs of one datum's modes in which the first mode overlaps the second.
+        """Returns the pairs of modes of the same datum in which the first overlaps the second.
 
         In such a pair, the normal density of the first mode has much mass around the second mode:
         the log of this mass is at most `depth` nats below that of the datum's heaviest mode.
