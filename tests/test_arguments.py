@@ -344,9 +344,7 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_training() -> None:
     """Labels of other rows, and images of another size."""
     y, model = torch.randn(6, 4), pv.models.VAE(torch.nn.Linear(1, 4), pv.likelihoods.Gaussian(), 1)
     guides = {"global": pv.GlobalParameters()}
-    with pytest.raises(
-        ValueError, match=r"one label per held-out row, 6 labels in all; got shape \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"one label per held-out row, 6 in all; got shape \(2,\)"):
         pv.compare(model, guides, y, y, labels=torch.zeros(2))
     with pytest.raises(ValueError, match="a datum of 4 numbers; got 3 x 3"):
         pv.compare(model, guides, y, y, image_shape=(3, 3))

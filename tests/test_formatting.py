@@ -183,7 +183,7 @@ COIN = pv.likelihoods.Bernoulli()
     [
         (lambda: pv.nets.MLPEncoder(1)(torch.zeros(3, 2)), "must have 1 number per row"),
         (lambda: pv.stats.rank_r_hat(torch.zeros(1, 1)), "1 chain of 1 draw "),
-        (lambda: pv.likelihoods.Mixed({"a": COIN}).output_shape((2,)), "of 1 column;"),
+        (lambda: pv.likelihoods.Mixed({"a": COIN})(torch.zeros(3, 2)), "for 1 column, the decoder"),
         (lambda: pv.objectives.LinearWarmup(1).check(1), "warm-up of 1 epoch in 1 epoch of"),
     ],
 )  # fmt: skip

@@ -209,8 +209,8 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
     """Refuses labels and an image shape that do not fit the data, before anything is trained."""
     if labels is not None and labels.shape[:1] != y.shape[:1]:
         raise ValueError(
-            f"`labels` must have one label per held-out row, {count_of(len(y), 'label')} in all; "
-            f"got shape {tuple(labels.shape)}: pass the labels of `test`"
+            f"`labels` must have one label per held-out row, {len(y)} in all; got shape "
+            f"{tuple(labels.shape)}: pass the labels of `test`"
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():
         raise ValueError(
