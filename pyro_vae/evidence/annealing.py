@@ -92,7 +92,7 @@ class Linear:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Returns evenly spaced temperatures, which are the same for every datum."""
+        """Returns the same evenly spaced temperatures for every datum."""
         line = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
         return line[:, None].repeat(1, grid.shape[1])
 
@@ -166,7 +166,7 @@ class Adaptive:
 
 
 def _share(lengths: Tensor) -> Tensor:
-    """Divides the lengths of the parts of each datum's path by the length of the whole path."""
+    """Converts the lengths of the parts of each datum's path to shares of the path's length."""
     return lengths / lengths.sum(dim=0).clamp(min=torch.finfo(lengths.dtype).tiny)
 
 
@@ -546,7 +546,7 @@ def pilot(path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: floa
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
     """Returns the next temperature of every datum, after the temperature `place`.
 
-    The increase is chosen so that the log weights that it gives to the chains have a standard
+    The increase is chosen so that the resulting log weights of the chains have a standard
     deviation of 0.25 nats. Lower and upper limits on the increase take precedence.
 
     Arguments:

@@ -135,7 +135,7 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _require_quadratic(program: Program, batch: Batch) -> None:
-    """Refuses a log joint, unless the program's operations show that it is quadratic.
+    """Refuses a log joint unless the program's operations prove that the log joint is quadratic.
 
     Values of the log joint at a few points are no proof. A mixture looks quadratic where one
     component dominates, and a narrow spike is visible only at points on the spike.

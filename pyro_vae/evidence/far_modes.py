@@ -194,7 +194,7 @@ def _factors(integrand: Integrand) -> Iterator["_Factor"]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Factor(Integrand):
-    """The log prior or the log likelihood as a function of some latents; all others are fixed.
+    """The log prior or log likelihood as a function of some latents, with the others fixed.
 
     Arguments:
         of_prior: Whether this is the prior; otherwise it is the likelihood.

@@ -204,7 +204,7 @@ class ImportanceSampling:
         return sizes.long().clamp(max=until.max_samples).cpu()
 
     def _sized(self, sampling: "Sampling", sizes: Int64[Tensor, " batch"]) -> "_Statistics":
-        """Computes the statistics of each datum's weights, from `sizes` draws for each datum."""
+        """Computes the statistics of each datum's weights; `sizes` are the numbers of draws."""
         groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
         found = [
             replace(sampling.of_rows(rows), num_samples=size).statistics()
@@ -339,8 +339,7 @@ class Sampling:
         """Computes statistics of `weights`, and the share of the posterior that the draws miss.
 
         The share is computed only for data whose interval is expected to cover the truth. It is
-        computed from the draws in `block`, which can be only a part of the draws that `weights`
-        belong to.
+        computed from the draws in `block`; `weights` may be the weights of more draws than these.
         """
         found = _statistics_of(weights, self.average)
         some = found.covers.nonzero()[:, 0]

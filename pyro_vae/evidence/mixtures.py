@@ -77,7 +77,7 @@ class StudentMixture:
     ) -> tuple[Tensor, Tensor]:
         """Returns draws generated from each datum's random key, and their log densities.
 
-        Every key generates a sequence of draws; those before position `first` are skipped.
+        Every key generates a sequence of draws; the draws before position `first` are skipped.
         """
         return self._placed(normals(keys, num_particles, self._noise, self.loc, first=first))
 

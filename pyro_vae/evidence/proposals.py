@@ -68,7 +68,7 @@ class Keyed(Posterior, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Returns draws generated from each datum's random key, and their log densities.
 
-        Every key generates a sequence of draws; the first `first` draws are skipped.
+        Every key generates a sequence of draws; the draws before position `first` are skipped.
         """
 
 

@@ -337,7 +337,7 @@ class _Work(NamedTuple):
         path: The path from the starting distribution to the posterior.
         trial: Starting points of the pilot run, in whitened latents.
         start: Starting points of the main run, in whitened latents.
-        keys: Random keys of each datum, by the name of their purpose.
+        keys: Random keys of the data for each purpose, by the name of the purpose.
     """
 
     path: _Path
@@ -359,7 +359,7 @@ def _stretches(
 ) -> Int64[Tensor, " batch"]:
     """Returns the number of steps from the start to the posterior, for each datum, `(batch,)`.
 
-    The numbers are powers of two, so that many data have the same number and run together.
+    The numbers are powers of two, so that many data have the same number and can be run together.
     """
     lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
     doublings = (lengths / _PACE).clamp(min=1).log2().ceil()

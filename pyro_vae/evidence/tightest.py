@@ -297,7 +297,7 @@ class _Run:
         self.tried = Rung.NONE  # the last rung whose estimates were stored
 
     def through(self, rungs: list[Rung]) -> LadderMarginal:
-        """Tries the given rungs in order, and returns the result of all data."""
+        """Tries the given rungs in order, and returns the results for all data."""
         begun = time.monotonic()
         for rung in rungs:
             late = time.monotonic() - begun > (self.ladder.time_limit or torch.inf)

@@ -357,7 +357,7 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 
 
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
-    """Selects prior draws for every datum from a pool, by the datum's key.
+    """Selects prior draws for every datum from a pool, using the datum's random key.
 
     The shape is `(draws, batch, latents)`.
     """

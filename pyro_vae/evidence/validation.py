@@ -402,7 +402,7 @@ class Sandwich(PerDatum):
 
     @property
     def width(self) -> Estimate:
-        """Mean of upper minus lower bound, in nats, with an error from the spread over data.
+        """Mean of `value` over data, in nats, with an error from the spread over data.
 
         For a single datum, which has no spread, the error combines the errors of the two bounds.
         """

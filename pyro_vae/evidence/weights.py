@@ -67,7 +67,7 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws latents for the `len(keys)` data from row `first` on, each datum with its own key.
+    """Draws latents for consecutive data, one datum per key, starting at row `first`.
 
     Returns the draws, `(num_samples, rows, latents)`, and their log densities under the posterior.
     """
