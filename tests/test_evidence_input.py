@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.evidence import evaluate
+from pyro_vae.evidence.weights import require_numbers
 from tests.helpers.factor_analysis import (
     mean_field_program,
     model_of,
@@ -91,6 +92,20 @@ def test_nan_of_one_datum_is_found() -> None:
         evaluate(model, prior_guide, y, pv.ImportanceSampling(5, memory=1e-6))
     with pytest.raises(FloatingPointError, match="datum 0"):
         evaluate(model, prior_guide, y[[3]], pv.ImportanceSampling(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("log_guide", "finite"), ("log_prior", "finite or minus infinity")],
+)
+def test_the_message_says_what_a_log_density_may_be(name: str, allowed: str) -> None:
+    """A draw can have density 0 under the model, but not under the guide that it came from."""
+    value, z = torch.tensor([[0.0, -torch.inf]]), torch.zeros(1, 2, 1)
+    refused = pytest.raises(FloatingPointError, match="is -inf for particle 0 of datum 1")
+    with refused if name == "log_guide" else nullcontext():
+        require_numbers(name, value, z, range(2))
+    with pytest.raises(FloatingPointError, match=f"it must be {allowed}: check"):
+        require_numbers(name, value.abs(), z, range(2))
 
 
 def infinite(value: float) -> Callable[[Tensor], None]:

@@ -561,7 +561,7 @@ def _onwards(place: Tensor, spread: Tensor) -> Tensor:
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
     """Resamples each datum's chains systematically, after an increase of the temperature.
 
-    The increase gives each chain a weight, to which its expected number of copies is proportional.
+    The increase gives each chain a weight; the weights determine the expected numbers of copies.
 
     Arguments:
         point: The chains.

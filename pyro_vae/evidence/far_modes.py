@@ -61,9 +61,10 @@ def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
 def _falls_slowly(
     integrand: Integrand, z: Float[Tensor, "points rows latents"], rows: Tensor
 ) -> Bool[Tensor, " rows"]:
-    """Returns a mask of the data whose prior hardly falls between the first point and another.
+    """Returns a mask of the data whose prior falls slowly from the first point outwards.
 
-    The log prior at one of the other points must be less than 300 nats below that at the first.
+    This is so if the log prior at one of the other points is less than 300 nats below the log prior
+    at the first point.
     """
     try:
         prior = integrand.prior(z.flatten(0, 1), rows.repeat(len(z))).view(z.shape[:2])

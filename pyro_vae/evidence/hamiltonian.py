@@ -174,8 +174,8 @@ def chunks_of_chains(
         batch: The data.
         chains: Number of chains per datum.
         memory: Memory budget, in MiB.
-        calls: Number of density evaluations per chunk; many evaluations make compiling pay.
-        compile: Whether to compile the density; `None` to compile if that saves time.
+        calls: Number of density evaluations per chunk; with many, compiling saves time.
+        compile: Whether to compile the density; if `None`, it is compiled if that saves time.
     """
     size = max(1, 4 * rows_at_once(program, batch, memory / 8) // chains)
     chunks, rows = slices(len(batch[0]), size), chains * min(size, len(batch[0]))

@@ -152,7 +152,7 @@ class Lattice:
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes log masses of lattice points, and of the parts that belong to the points' modes.
+        """Computes each lattice point's log mass, and the log of the part that its mode receives.
 
         Points are given by lattice number and integer coordinates. The two results are nan where
         the log joint is undefined.

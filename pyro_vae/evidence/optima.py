@@ -134,7 +134,7 @@ class _Search:
             yield fit_parameters(*problem, start, self.fitting, seed=own, refit=False)
 
     def values(self, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Estimates the ELBO of given parameters; every call uses the same many random points."""
+        """Estimates the ELBO of given parameters from many points, the same in every call."""
         part = take_rows(self.batch, rows)
         own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
         found, _ = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)

@@ -36,7 +36,7 @@ def tail_powers(
     fall exponentially. It is also infinite if the program fails far from the mean.
 
     Arguments:
-        inference: The model, a posterior, which is not used, and the data.
+        inference: The model, the data, and a posterior, which is not used.
         mean: Mean of every latent.
         sd: Standard deviation of every latent.
     """

@@ -166,20 +166,21 @@ def weigh(
 
 
 def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) -> None:
-    """Refuses log densities that are nan or plus infinity.
+    """Refuses log densities that are nan or plus infinity, and minus infinity under the guide.
 
     Raises:
-        FloatingPointError: If a log density is nan or plus infinity. The message names the datum
-            and the draw.
+        FloatingPointError: If a log density is nan or plus infinity, or if a log density under the
+            guide is minus infinity. The message names the datum and the draw.
     """
     # A draw can have density 0 under the model, but not under the guide that it was drawn from.
     legal = value.isfinite() if name == "log_guide" else value < torch.inf
     if not bool(legal.all()):
         particle, datum = (~legal).nonzero()[0].tolist()
+        allowed = "finite" if name == "log_guide" else "finite or minus infinity"
         raise FloatingPointError(
             f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
-            f"{places[datum]}, at z = {z[particle, datum].tolist()}, but a log density must be a "
-            f"number below infinity: check {_LOOK_AT[name]} for this datum"
+            f"{places[datum]}, at z = {z[particle, datum].tolist()}, but it must be {allowed}: "
+            f"check {_LOOK_AT[name]} for this datum"
         )
 
 
@@ -255,7 +256,7 @@ def require_evidence(value: Float[Tensor, " batch"], name: str, cause: str) -> N
     Arguments:
         value: The values, in nats.
         name: What to call the values in the message.
-        cause: What the message says to check.
+        cause: What the message tells the user to check.
 
     Raises:
         FloatingPointError: If a value is nan or plus infinity.
@@ -264,8 +265,8 @@ def require_evidence(value: Float[Tensor, " batch"], name: str, cause: str) -> N
     if len(wrong) > 0:
         row = int(wrong[0])
         raise FloatingPointError(
-            f"{name} is {float(value[row])} for datum {row}, but a log density must be a number "
-            f"below infinity: check {cause} for this datum"
+            f"{name} is {float(value[row])} for datum {row}, but it must be finite or minus "
+            f"infinity: check {cause} for this datum"
         )
 
 
