@@ -145,7 +145,7 @@ class Checks:
         return torch.tensor(found, device=rows.device)
 
     def _data(self, rows: Int64[Tensor, " some"]) -> Batch:
-        """Returns the data with these row numbers."""
+        """Returns the data that have the given row numbers."""
         return take_rows(self.batch, rows)
 
 

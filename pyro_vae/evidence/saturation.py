@@ -119,7 +119,7 @@ class PriorDraws:
 
         Arguments:
             rows: The data.
-            some: Indices of the draws; by default all.
+            some: Indices of the draws to use; by default all draws.
             values: Values of the latent sites; by default the drawn values.
         """
         program, num_rows = self.program, len(rows[0])

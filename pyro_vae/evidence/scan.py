@@ -253,7 +253,7 @@ class _Grid:
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
-        """Returns the log of the sum over the grid; nan if interleaved subgrids disagree."""
+        """Returns the log of the sum over the grid, or nan if sums over subgrids disagree."""
         stride = 4 if self.latent_dim == 1 else 2
         offsets = itertools.product(range(stride), repeat=self.latent_dim)
         places = ([slice(one, None, stride) for one in offset] for offset in offsets)
