@@ -164,7 +164,7 @@ class Loop:
     def __call__(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> Taken:
-        """Takes all given steps, or none if a number in any of them is not finite.
+        """Takes all given steps; if one of them gives a non-finite number, takes none.
 
         Call it under `torch.no_grad()`.
 
@@ -175,9 +175,9 @@ class Loop:
             state: Parameters, first moments and second moments, all of which are changed.
 
         Returns:
-            The number of steps, the new sums, and the last ELBO. If a step gives a number that is
-            not finite, `state` is not changed, only the steps before that step are counted, and the
-            sums and the ELBO have no meaning.
+            The number of steps taken, the new sums, and the last ELBO. If a step gives a non-finite
+            number, `state` is not changed, the number is instead how many steps came before that
+            step, and the sums and the ELBO have no meaning.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
         is_finite, elbo, *sums = report
