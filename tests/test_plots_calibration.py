@@ -123,5 +123,5 @@ def test_refused_ratios(ax: Axes) -> None:
     """Nothing to draw."""
     with pytest.raises(ValueError, match="at least one entry"):
         plot_signal_to_noise({}, ax=ax)
-    with pytest.raises(ValueError, match="'IWAE' must have a ratio for at least one"):
+    with pytest.raises(ValueError, match="'IWAE' must have at least one ratio"):
         plot_signal_to_noise({"IWAE": {}}, ax=ax)

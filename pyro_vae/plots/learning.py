@@ -209,9 +209,7 @@ _Ratios = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
     """Returns numbers of particles, ratios and errors, `(points,)` each."""
     if not line:
-        raise ValueError(
-            f"{name!r} must have a ratio for at least one number of particles; got none"
-        )
+        raise ValueError(f"{name!r} must have at least one ratio; got an empty mapping")
     particles: Sequence[int] = sorted(line)
     pairs = np.array([[float(as_numpy(part)) for part in line[count]] for count in particles])
     return np.array(particles, dtype=float), pairs[:, 0], pairs[:, 1]

@@ -147,8 +147,8 @@ def feature_distribution(
 def _require_unaffected_by_discrete_sites(program: Program, z: Tensor, batch: Batch) -> None:
     """Refuses a program whose data depend, given z, on discrete sites that are summed out.
 
-    The sum over these sites makes the features of a datum dependent. The check uses the first draw
-    of z for the first datum, with every combination of values of these sites.
+    Once these sites are summed out, the features of a datum depend on each other given z. The check
+    uses the first draw of z for the first datum, with every combination of values of these sites.
     """
     if not program.structure.enumerated:
         return
