@@ -40,7 +40,7 @@ def test_they_are_functions_of_the_draws(
     at_once: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the posterior's and of the guide's draws, whatever the size of pieces."""
-    monkeypatch.setattr(module, "rows_at_once", lambda program, batch, memory: at_once)
+    monkeypatch.setattr(module, "rows_at_once", lambda program, batch: at_once)
     y, x = data(seed)
     guide = pv.Guide(model, pv.GlobalParameters(), example=(y, x))
     sites = pv.posterior_draws(model, guide, (y, x), num_samples=ROWS, seed=seed).sites

@@ -102,7 +102,7 @@ def test_density_given_values() -> None:
     [
         (None, r"for the global sites \['mean'\]; got \[\]"),
         ({"mu": torch.zeros(())}, r"; got \['mu'\]"),
-        ({"mean": torch.zeros(7)}, r"'mean' must have shape \(\); got shape \(7,\): pass one draw"),
+        ({"mean": torch.zeros(7)}, r"'mean' must have shape \(\); got shape \(7,\): pass a single"),
     ],
 )
 def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> None:

@@ -161,7 +161,7 @@ def test_density_that_is_not_available_is_refused() -> None:
             pyro.sample("z", dist.Delta(noise).to_event(1))
 
     data, method = FACTS.sample(2), ImportanceSampling(50, proposal=Defensive(0.1))
-    with pytest.raises(ValueError, match="its density at a given point is unknown"):
+    with pytest.raises(ValueError, match="density at a given point is unknown"):
         pv.log_marginal_likelihood(MODEL, guide, data, method)
 
 

@@ -149,9 +149,9 @@ def posterior_calibration(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Ranks, and a p-value per datum, adjusted for the number of quantities (Holm). Data with
-        fewer than 4 effective draws of the posterior per replicate, or with draws that are not
-        reliable, cannot be tested.
+        Ranks, and a p-value per datum, adjusted for the number of quantities (Holm). A
+        datum cannot be tested if its posterior draws are not reliable, or if their effective number
+        is less than 4 times `num_replicates`.
 
     Raises:
         ValueError: If the program cannot be simulated row by row, a discrete site is summed out,

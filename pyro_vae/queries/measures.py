@@ -100,8 +100,8 @@ class RankCorrelation:
 
     Arguments:
         num_samples: Draws of data.
-        num_batches: Number of batches for the standard error, at least two; fewer are used if they
-            would have fewer than 4 draws.
+        num_batches: Number of batches for the standard error, at least two. It is reduced if
+            needed, so that each batch has at least 4 draws.
     """
 
     num_samples: int = 10_000
