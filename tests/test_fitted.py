@@ -106,12 +106,15 @@ def test_numbers_out_of_range() -> None:
 
 
 def test_a_flow_without_nets_is_refused() -> None:
-    """It says how to train one."""
-    y = FACTS.sample(2)
+    """It says how to train one; a flow that was trained so is accepted."""
+    y, family = FACTS.sample(2), pv.NormalizingFlow()
     model, guide = linear(y)
-    method = pv.ImportanceSampling(100, proposal=pv.Fitted(pv.NormalizingFlow()))
-    with pytest.raises(ValueError, match="belong to no guide yet"):
+    method = pv.ImportanceSampling(100, proposal=pv.Fitted(family))
+    with pytest.raises(ValueError, match=r"belong to no guide yet.*the same object `family`"):
         lml(model, guide, y, method)
+    flow = pv.Guide(model, pv.LocalParameters(len(y)), family, example=y)
+    pv.fit(model, flow, y, num_epochs=5, train_model=False)
+    assert lml(model, guide, y, method).value.isfinite().all()
 
 
 @pytest.mark.parametrize(

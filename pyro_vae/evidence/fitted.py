@@ -291,7 +291,8 @@ def _require_ready(family: Family) -> None:
     """Refuses a family with networks that belong to no guide and are therefore untrained."""
     if isinstance(family, TrainableFamily) and not family.latent_dim:
         raise ValueError(
-            f"the networks of {type(family).__name__} are untrained, because they belong to no "
-            "guide yet: first train pv.Guide(model, pv.LocalParameters(len(y)), family) with "
-            "pv.fit(..., train_model=False), then pass this guide"
+            "the networks of a family must have been trained as part of a guide; got a new "
+            f"{type(family).__name__}, whose networks belong to no guide yet: train "
+            "pv.Guide(model, pv.LocalParameters(len(y)), family, example=y) with pv.fit(..., "
+            "train_model=False), then pass the same object `family` again"
         )
